@@ -1,0 +1,1 @@
+"""From checkpoints to bundles: inference graphs, parity, the bundle writer."""

@@ -1,0 +1,1 @@
+"""The synthetic corpus: rendered portraits paired by rule with virtual speakers."""
