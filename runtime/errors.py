@@ -1,11 +1,14 @@
 """One small family of errors with stable integer codes.
 
-Every failure the package foresees is an `S2FError`. Its `code` is part of the public contract: it is the exit status of the
-command line and the return value of the C functions, so a code is never reused and never changes its meaning. A message says
-what happened, where, and what to do next.
+Every failure the package foresees is an `S2FError`. Its `code` is part of the public contract: it is the exit status of
+the command line and the return value of the C functions, so a code is never reused and never changes its meaning. A
+message says what happened, where, and what to do next.
 
-Codes are grouped by tens: 1x arguments, 2x audio, 3x bundle, 4x backend, 5x output, 6x training inputs, 7x export, 8x lifetime.
+Codes are grouped by tens: 1x arguments, 2x audio, 3x bundle, 4x backend, 5x output, 6x training inputs, 7x export,
+8x lifetime.
 """
+
+# ruff: noqa: N818 - the names are public and say what is wrong; the module says that they are errors
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ class S2FError(Exception):
 
 
 class InvalidArgument(S2FError):
-    """A caller's option is of the wrong type or outside its range (seed, guidance, window, a list of the wrong length)."""
+    """A caller's option is of the wrong type or outside its range (seed, guidance, window, length of a list)."""
 
     code = 10
 
@@ -37,7 +40,7 @@ class AudioNotFound(S2FError):
 
 
 class AudioUnreadable(S2FError):
-    """The speech exists but cannot be read: a directory, an empty, damaged or non-audio file, an unsupported array or rate."""
+    """The speech exists but cannot be read: a directory, an empty, damaged or non-audio file, a strange array or rate."""
 
     code = 21
 
@@ -67,7 +70,7 @@ class BundleNotFound(S2FError):
 
 
 class BundleInvalid(S2FError):
-    """The manifest or a stage file breaks the bundle contract: syntax, unknown key, wrong shape, missing file, external data."""
+    """The manifest or a stage file breaks the contract: syntax, unknown key, shape, missing file, external data."""
 
     code = 31
 
