@@ -40,7 +40,7 @@ class AudioNotFound(S2FError):
 
 
 class AudioUnreadable(S2FError):
-    """The speech exists but cannot be read: a directory, an empty, damaged or non-audio file, a strange array or rate."""
+    """The speech exists but cannot be read: a directory, an empty, damaged or non-audio file, an odd array or rate."""
 
     code = 21
 
