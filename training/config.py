@@ -1,0 +1,209 @@
+"""Configurations: one TOML file per system variant, parsed into frozen dataclasses; unknown keys are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import ConfigInvalid
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """Short-time spectrum of the six seconds; lengths in samples at 16 kHz. Defaults are Speech2Face's."""
+
+    features: str = "complex"  # "complex" (Speech2Face) or "mel"
+    window: int = 400
+    hop: int = 160
+    fft: int = 512
+    power: float = 0.3
+    mels: int = 96
+    max_hz: float = 6000.0
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """Speech encoder: `paper` (Speech2Face CNN with CBAM) or `edge` (small temporal convolutions)."""
+
+    kind: str = "edge"
+    width: int = 192
+    blocks: int = 4
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+
+
+@dataclass(frozen=True)
+class FaceConfig:
+    """Face encoder and decoder: `compact` (residual convolutions) or `vgg` (VGG-16 and its mirror, the paper's)."""
+
+    kind: str = "compact"
+    size: int = 128
+    latent_channels: int = 4
+    encoder_widths: tuple[int, ...] = (32, 64, 128)
+    decoder_widths: tuple[int, ...] = (128, 96, 64, 24)
+    decoder_blocks: tuple[int, ...] = (3, 2, 1, 0)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Collaborative pre-training (SCLDM eq. 1). Learning rates default to the paper's."""
+
+    steps: int = 1600
+    batch: int = 64  # pairs in the contrastive matrix
+    reconstruct: int = 24  # of these, portraits that are also decoded
+    lr_face: float = 1e-4
+    lr_speech: float = 1e-3
+    contrastive_weight: float = 1.0
+    reconstruction_weight: float = 1.0
+    feature_loss: str = "pyramid"  # "lpips" or "pyramid"
+    feature_weight: float = 1.0
+    latent_noise: float = 0.0  # std of noise on the unit-variance latent while the decoder learns
+    ema: float = 0.0
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Statistical face prior (SCLDM eq. 3): faces per estimate; the last is the one kept."""
+
+    counts: tuple[int, ...] = (100, 500, 1000, 2000)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Speech-conditioned latent diffusion (SCLDM eqs. 2, 4-6)."""
+
+    steps: int = 8000
+    batch: int = 64
+    lr: float = 2e-5
+    ema: float = 0.999
+    timesteps: int = 1000
+    schedule: str = "linear"
+    prediction: str = "epsilon"
+    prior_mode: str = "add"
+    prior_weight: float = 0.01
+    condition_dropout: float = 0.1
+    latent_clip: float = 4.0
+    tokens: int = 8
+    token_width: int = 128
+    channels: tuple[int, ...] = (96, 128)
+    attention: tuple[int, ...] = (0, 1)  # 1: this level has self- and cross-attention
+    layers: int = 1
+    head_width: int = 32
+    norm_groups: int = 32
+    preview_steps: int = 25
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what the weights become, given a corpus and a seed."""
+
+    name: str
+    seed: int = 0
+    embedding: int = 256
+    precision: str = "float32"  # "bfloat16" trains under autocast
+    log_every: int = 20
+    save_every: int = 200
+    sample_every: int = 400
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
+    face: FaceConfig = field(default_factory=FaceConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+
+CHOICES = {
+    "precision": ("float32", "bfloat16"),
+    "speech.kind": ("paper", "edge"),
+    "speech.frontend.features": ("complex", "mel"),
+    "face.kind": ("compact", "vgg"),
+    "pretrain.feature_loss": ("lpips", "pyramid"),
+    "diffusion.schedule": ("linear", "scaled_linear", "cosine"),
+    "diffusion.prediction": ("epsilon", "v"),
+    "diffusion.prior_mode": ("add", "interpolate", "subtract", "none"),
+}
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations inside the package."""
+    return sorted(p.name[:-5] for p in resources.files("training").joinpath("configs").iterdir() if p.name[-5:] == ".toml")
+
+
+def load_config(name_or_path: str) -> Config:
+    """A shipped configuration by name (`tiny`, `demo`, `paper`) or any TOML file by path; ConfigInvalid otherwise."""
+    if name_or_path in shipped_configs():
+        text = resources.files("training").joinpath("configs", f"{name_or_path}.toml").read_text("utf-8")
+    else:
+        try:
+            text = Path(name_or_path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            known = ", ".join(shipped_configs())
+            raise ConfigInvalid(f"no configuration {name_or_path!r} ({error}); use one of {known}, or a TOML file") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigInvalid(f"configuration {name_or_path!r} is not TOML: {error}; mend that line") from error
+    return config_from_dict(values)
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """A checked `Config` from nested plain values, as TOML or a checkpoint's metadata give them."""
+    config = _build(Config, values, "")
+    _check(config)
+    return config
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain values; `config_from_dict` gives the same configuration back."""
+    return dataclasses.asdict(config)
+
+
+def _build(kind: type[Any], values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigInvalid(f"[{where}] must be a table, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            raise ConfigInvalid(f"unknown key {where}{key}; known here: {', '.join(hints)}")
+    missing = [f.name for f in dataclasses.fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
+    if missing and missing[0] not in values:
+        raise ConfigInvalid(f"key {where}{missing[0]} is missing")
+    return kind(**{key: _convert(hints[key], value, f"{where}{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast("type[Any]", hint), value, f"{where}.")
+    if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
+        if not isinstance(value, (list, tuple)) or not value or any(type(v) is not int for v in value):
+            raise ConfigInvalid(f"{where} must be a list of whole numbers, found {value!r}")
+        return tuple(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigInvalid(f"{where} must be {hint.__name__}, found {value!r}")
+    return value
+
+
+def _check(config: Config) -> None:
+    for path, choices in CHOICES.items():
+        value: Any = config
+        for part in path.split("."):
+            value = getattr(value, part)
+        if value not in choices:
+            raise ConfigInvalid(f"{path} is {value!r}; use one of {', '.join(choices)}")
+    if not 0 < config.pretrain.reconstruct <= config.pretrain.batch:
+        raise ConfigInvalid("pretrain.reconstruct must be 1 to pretrain.batch")
+    if len(config.face.decoder_widths) != len(config.face.decoder_blocks):
+        raise ConfigInvalid("face.decoder_widths and face.decoder_blocks must have the same length")
+    if len(config.diffusion.channels) != len(config.diffusion.attention):
+        raise ConfigInvalid("diffusion.channels and diffusion.attention must have the same length")
