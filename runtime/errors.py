@@ -88,7 +88,7 @@ class BundleVersion(S2FError):
 
 
 class BackendMissing(S2FError):
-    """The package of the backend (ONNX Runtime, TensorRT) is not installed."""
+    """A package this needs is not installed: a backend (ONNX Runtime, TensorRT), soundfile, soxr."""
 
     code = 40
 
