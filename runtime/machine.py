@@ -1,0 +1,103 @@
+"""What this process may use of the machine: cores, processor name, instruction sets, from the system's files.
+
+Containers matter here: the affinity mask and the cgroup quota are what a process really gets, and neither ONNX Runtime
+nor `os.cpu_count` looks at the quota.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+# Instruction sets that decide which convolution and matrix kernels a backend picks.
+FLAGS_OF_INTEREST = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
+    *(
+        "avx512_fp16",
+        "avx_vnni",
+        "amx_tile",
+        "amx_int8",
+        "amx_bf16",
+        "asimd",
+        "asimdhp",
+        "asimddp",
+        "i8mm",
+        "bf16",
+        "sve",
+    ),
+)
+
+_CPU_FOLDER = Path("/sys/devices/system/cpu")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> int:
+    """Physical cores this process may run on: affinity mask, without hyper-threads, capped by the cgroup quota."""
+    allowed = _affinity()
+    siblings = {_siblings(cpu) for cpu in allowed}
+    quota = _quota()
+    cores = len(siblings) if quota is None else min(len(siblings), quota)
+    return max(1, cores)
+
+
+def cpu_model() -> str:
+    """The processor's name as the system tells it, or the architecture where it does not."""
+    names = ("model name", "Hardware", "Model")
+    found = {key: value for key, value in _cpuinfo() if key in names}
+    return next((found[name] for name in names if name in found), platform.processor() or platform.machine())
+
+
+def cpu_flags() -> list[str]:
+    """Those of FLAGS_OF_INTEREST this processor has."""
+    present: set[str] = set()
+    for key, value in _cpuinfo():
+        if key in ("flags", "Features"):
+            present.update(value.split())
+    return [flag for flag in FLAGS_OF_INTEREST if flag in present]
+
+
+def load_average() -> list[float]:
+    """Load averages over 1, 5 and 15 minutes; empty where the system has none."""
+    try:
+        return [round(value, 2) for value in os.getloadavg()]
+    except (AttributeError, OSError):
+        return []
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
+def _siblings(cpu: int) -> str:
+    """The hyper-threads that share a core with `cpu`, as the kernel lists them; the cpu itself where it does not."""
+    try:
+        return (_CPU_FOLDER / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return str(cpu)
+
+
+def _quota() -> int | None:
+    """Whole cores of the cgroup's CPU quota (version 2, then 1), rounded up; None without a quota."""
+    try:
+        limit, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()[:2]
+    except (OSError, ValueError):
+        try:
+            limit = (_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (_CGROUP / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return None
+    if not (limit.isdigit() and period.isdigit() and int(period)):
+        return None
+    return -(-int(limit) // int(period))
+
+
+def _cpuinfo() -> list[tuple[str, str]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    pairs = (line.partition(":") for line in lines)
+    return [(key.strip(), value.strip()) for key, _, value in pairs]

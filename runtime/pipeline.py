@@ -1,0 +1,298 @@
+"""The main path: speech → window → encoder → seeded noise → N steps → decoder → portrait.
+
+All arithmetic is in the three graphs of the bundle; the host moves arrays, draws noise and keeps time.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from .audio import Speech, load_speech
+from .backends import Session, Settings, select, session_class
+from .bundle import Bundle, Manifest, StepTable, read_bundle
+from .errors import BundleNotFound, Closed, InvalidArgument
+from .machine import usable_cores
+from .noise import MAX_SEED, seeded_noise
+from .portrait import Portrait, Timings
+
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+
+MAX_BATCH = 8
+"""Portraits made at once; longer lists are made in parts, so that memory does not grow with them."""
+
+MAX_THREADS = 256
+
+
+def load(bundle: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Pipeline:
+    """Read, verify and open a bundle; None is the demo bundle that ships with the package.
+
+    `device`: "cpu", "cuda" or "auto" (the best that works; `s2f doctor` tells). `threads`: CPU threads per graph; None
+    takes the physical cores this process may use; give 1 on a machine that is busy with other things.
+    Raises the BundleXxx errors, BackendMissing, DeviceUnavailable, BackendFailed, InvalidArgument.
+    """
+    count = usable_cores() if threads is None else _integer("threads", threads, 1, MAX_THREADS)
+    settings = Settings(select(device), count)
+    return Pipeline(read_bundle(shipped_bundle() if bundle is None else bundle), settings)
+
+
+def shipped_bundle() -> Path:
+    """The folder of the demo bundle inside the package. Raises BundleNotFound if the package has none."""
+    folder = Path(__file__).parent / "bundles" / "demo"
+    if not folder.is_dir():
+        raise BundleNotFound("This installation ships no demo bundle. Give the folder of a bundle made by s2f-export.")
+    return folder
+
+
+class Pipeline:
+    """A loaded bundle on one device. Threads may share it: calls wait for each other. Close it, or use it in `with`."""
+
+    def __init__(self, bundle: Bundle, settings: Settings) -> None:
+        """Open the three graphs of a verified bundle; `load` is the usual way here. The bytes are not kept."""
+        self.manifest: Manifest = bundle.manifest
+        self.identity: str = bundle.identity
+        self.device: str = settings.device
+        self.threads: int = settings.threads
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+        opener = session_class(settings.device)
+        try:
+            for name, stage in bundle.manifest.stages.items():
+                self._sessions[name] = opener(name, bundle.files[name], stage.inputs, stage.outputs, settings)
+        except BaseException:
+            self.close()
+            raise
+
+    @overload
+    def generate(
+        self,
+        speech: Speech,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        window: str = "start",
+    ) -> Portrait: ...
+    @overload
+    def generate(
+        self,
+        speech: Speech,
+        *,
+        steps: int | None = None,
+        seed: Sequence[int],
+        guidance: float | None = None,
+        window: str = "start",
+    ) -> list[Portrait]: ...
+    @overload
+    def generate(
+        self,
+        speech: list[Speech],
+        *,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance: float | None = None,
+        window: str = "start",
+    ) -> list[Portrait]: ...
+    def generate(
+        self,
+        speech: Speech | list[Speech],
+        *,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance: float | None = None,
+        window: str = "start",
+    ) -> Portrait | list[Portrait]:
+        """Draw a portrait for a speech, or a list of portraits for a list of speeches, of seeds, or of both.
+
+        `speech`: a path, the bytes of a file or (array, rate); see `runtime.audio`. `seed`: 0..2**63 − 1; the same seed
+        gives the same bytes on one machine. One speech with several seeds is encoded once; a list of speeches with one
+        seed uses it for each; two lists are paired and must be equally long. `steps`: one of the bundle's step tables;
+        `guidance`: within the bundle's range; None takes the bundle's default. `window`: "start", "centre", "loudest".
+
+        If one speech of a list is bad the call fails as a whole. Raises the AudioXxx errors, InvalidArgument,
+        StepsUnavailable, BackendFailed, Closed.
+        """
+        clock = _Clock()
+        speeches = list(speech) if isinstance(speech, list) else [speech]
+        seeds = _seeds(seed, len(speeches))
+        steps, table, scale = self._options(steps, guidance)
+
+        with clock.measure("audio"):
+            pcm = np.stack([load_speech(one, window=window) for one in speeches])
+        with self._lock:
+            self._check_open()
+            condition = self._encode(pcm, clock)
+            if len(speeches) < len(seeds):
+                condition = np.repeat(condition, len(seeds), axis=0)
+            images = [
+                image
+                for part in _parts(len(seeds))
+                for image in self._decode(self._denoise(condition[part], seeds[part], table, scale, clock), clock)
+            ]
+        timings = clock.timings(steps)
+        portraits = [
+            Portrait(image, one, steps, scale, timings, self.manifest.name, self.identity)
+            for image, one in zip(images, seeds, strict=True)
+        ]
+        return portraits if isinstance(speech, list) or not _is_integer(seed) else portraits[0]
+
+    def close(self) -> None:
+        """Give sessions and their threads back, after a call in progress. Closing twice is harmless."""
+        with self._lock:
+            for session in self._sessions.values():
+                session.close()
+            self._sessions.clear()
+
+    def __enter__(self) -> Pipeline:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _options(self, steps: int | None, guidance: float | None) -> tuple[int, StepTable, float]:
+        """Steps, their table and the guidance, checked. Raises InvalidArgument, StepsUnavailable."""
+        count = self.manifest.default_steps if steps is None else _integer("steps", steps, 1, None)
+        table = self.manifest.table(count)
+        limits = self.manifest.guidance
+        if guidance is None:
+            return count, table, limits.default
+        problem = f"guidance must be a number in {limits.min:g}..{limits.max:g} for the bundle {self.manifest.name}"
+        try:
+            scale = math.nan if isinstance(guidance, (bool, str, bytes)) else float(guidance)
+        except (TypeError, ValueError):
+            scale = math.nan
+        if not limits.min <= scale <= limits.max:
+            raise InvalidArgument(f"{problem}, not {guidance!r:.40}.")
+        return count, table, scale
+
+    def _check_open(self) -> None:
+        if not self._sessions:
+            raise Closed("The pipeline is closed. Load the bundle again.")
+
+    def _encode(self, pcm: npt.NDArray[np.float32], clock: _Clock) -> npt.NDArray[np.float32]:
+        """Pcm float32 [S, samples] to condition float32 [S, tokens, width]."""
+        with clock.measure("encoder"):
+            parts = [self._sessions["encoder"].run({"pcm": pcm[part]})["condition"] for part in _parts(len(pcm))]
+        return np.concatenate(parts)
+
+    def _denoise(
+        self, condition: npt.NDArray[np.float32], seeds: list[int], table: StepTable, guidance: float, clock: _Clock
+    ) -> npt.NDArray[np.float32]:
+        """Seeded noise to a latent, float32 [B, C, h, w]: one run of the unet graph per step of the table."""
+        spec = self.manifest.latent
+        shape = (spec.channels, spec.height, spec.width)
+        latent = np.stack([seeded_noise(seed, shape) for seed in seeds])
+        history = np.zeros_like(latent)
+        feeds = {"condition": condition, "guidance": np.array([guidance], dtype=np.float32)}
+        for step in range(len(table.timesteps)):
+            row = np.array([table.first_row + step], dtype=np.int64)
+            with clock.measure(step):
+                result = self._sessions["unet"].run({"latent": latent, "history": history, "step": row, **feeds})
+            latent, history = result["latent_next"], result["history_next"]
+        return latent
+
+    def _decode(self, latent: npt.NDArray[np.float32], clock: _Clock) -> list[npt.NDArray[np.uint8]]:
+        """A latent float32 [B, C, h, w] to B images uint8 [H, W, 3], each with its own memory."""
+        with clock.measure("decoder"):
+            images = self._sessions["decoder"].run({"latent": latent})["image"]
+        return [image.copy() for image in images] if len(images) > 1 else [images[0]]
+
+
+class _Clock:
+    """Sums milliseconds per stage: "audio", "encoder", "decoder" and one entry per step index."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter_ns()
+        self._spent: dict[str | int, int] = {}
+
+    @contextmanager
+    def measure(self, stage: str | int) -> Iterator[None]:
+        begin = time.perf_counter_ns()
+        yield
+        self._spent[stage] = self._spent.get(stage, 0) + time.perf_counter_ns() - begin
+
+    def timings(self, steps: int) -> Timings:
+        total = time.perf_counter_ns() - self._begin
+        spent = {stage: value / 1e6 for stage, value in self._spent.items()}
+        each = tuple(spent[step] for step in range(steps))
+        return Timings(spent["audio"], spent["encoder"], each, spent["decoder"], total / 1e6)
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(begin, begin + MAX_BATCH) for begin in range(0, count, MAX_BATCH)]
+
+
+def _seeds(seed: int | Sequence[int], speeches: int) -> list[int]:
+    """One seed per portrait. Raises InvalidArgument for bad seeds, an empty list or lists that do not pair."""
+    if speeches == 0:
+        raise InvalidArgument("The list of speeches is empty. Give at least one.")
+    if _is_integer(seed):
+        return [_integer("seed", seed, 0, MAX_SEED)] * speeches
+    if isinstance(seed, (str, bytes)) or not isinstance(seed, (Sequence, np.ndarray)) or len(seed) == 0:
+        raise InvalidArgument(f"seed must be a whole number or a list of them, not {seed!r:.40}.")
+    seeds = [_integer("seed", one, 0, MAX_SEED) for one in seed]
+    if speeches not in (1, len(seeds)):
+        raise InvalidArgument(f"{len(seeds)} seeds for {speeches} speeches. Give one seed, or one per speech.")
+    return seeds
+
+
+def _is_integer(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, np.ndarray)
+
+
+def _integer(name: str, value: Any, low: int, high: int | None) -> int:
+    """A whole number in range; True and 1.0 are none. Raises InvalidArgument."""
+    try:
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < low or (high is not None and number > high):
+        limits = f"{low} or more" if high is None else f"in {low}..{high}"
+        raise InvalidArgument(f"{name} must be a whole number {limits}, not {value!r:.40}.")
+    return number
+
+
+_default: tuple[tuple[object, ...], Pipeline] | None = None
+_default_lock = threading.Lock()
+
+
+def generate(
+    speech: Speech,
+    *,
+    bundle: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    guidance: float | None = None,
+    window: str = "start",
+) -> Portrait:
+    """Load a bundle and draw one portrait; see `load` and `Pipeline.generate`.
+
+    The pipeline of the last call stays loaded and is used again while bundle, device and threads are the same; it is
+    the only thing this package keeps. Use `load` to decide yourself how long it lives.
+    """
+    global _default  # noqa: PLW0603 - the one cache, documented above
+    key = (None if bundle is None else str(Path(bundle).absolute()), device, threads)
+    with _default_lock:
+        if _default is None or _default[0] != key:
+            _default = (
+                None  # two pipelines at once would double the memory; one in use elsewhere lives on until its call ends
+            )
+            _default = (key, load(bundle, device=device, threads=threads))
+        pipeline = _default[1]
+    return pipeline.generate(speech, steps=steps, seed=seed, guidance=guidance, window=window)
