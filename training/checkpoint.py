@@ -1,0 +1,180 @@
+"""Checkpoints: safetensors files in a run folder, one per stage, and the system that export reads from them.
+
+RUN/pretrain.safetensors, prior.safetensors, diffusion.safetensors hold finished stages; RUN/STAGE.state.safetensors
+holds an unfinished one with its optimiser. Metadata carries the configuration, so a run folder needs nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from runtime.errors import CheckpointInvalid, ConfigInvalid, OutputUnwritable
+from training.config import Config, config_from_dict, config_to_dict
+from training.models.denoiser import Denoiser
+from training.models.face import build_face_decoder, build_face_encoder
+from training.models.speech import build_speech_encoder
+from training.sampling import alphas_cumprod
+
+FORMAT = "s2f-checkpoint/1"
+STAGES = ("pretrain", "prior", "diffusion")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name and what the file says about them."""
+
+    tensors: dict[str, Tensor]
+    config: Config
+    stage: str
+    step: int
+    statement: dict[str, str]  # "training_data", "licence": what the model card must say
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose name starts with `prefix.`, without it."""
+        return {k[len(prefix) + 1 :]: v for k, v in self.tensors.items() if k.startswith(prefix + ".")}
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes atomically: a reader sees the old file or the new one, never a part."""
+    metadata = {
+        "format": FORMAT,
+        "stage": checkpoint.stage,
+        "step": str(checkpoint.step),
+        "config": json.dumps(config_to_dict(checkpoint.config)),
+        "statement": json.dumps(checkpoint.statement),
+    }
+    tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise OutputUnwritable(f"cannot write checkpoint {path}: {error}; free space or choose another folder") from error
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads one file; CheckpointInvalid where it is missing, damaged or not ours."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except FileNotFoundError as error:
+        raise CheckpointInvalid(f"no checkpoint {path}; run `s2f-train {path.name.split('.')[0]}` first") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointInvalid(f"checkpoint {path} cannot be read: {error}; delete it and train that stage again") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointInvalid(f"{path} is not a {FORMAT} file; give a folder written by `s2f-train`")
+    try:
+        config = config_from_dict(json.loads(metadata["config"]))
+        statement = json.loads(metadata["statement"])
+        return Checkpoint(tensors, config, metadata["stage"], int(metadata["step"]), statement)
+    except (KeyError, ValueError, ConfigInvalid) as error:
+        raise CheckpointInvalid(f"checkpoint {path} has broken metadata: {error}; train that stage again") from error
+
+
+def load_stage(run: Path, stage: str, config: Config | None = None) -> Checkpoint:
+    """A finished stage of a run; refuses one trained under another configuration."""
+    checkpoint = load_checkpoint(run / f"{stage}.safetensors")
+    if config is not None and not same_weights(checkpoint.config, config, stage):
+        raise CheckpointInvalid(
+            f"{run / stage}.safetensors was trained with another configuration ({checkpoint.config.name}); "
+            "choose another --out folder or delete the file"
+        )
+    return checkpoint
+
+
+def same_weights(a: Config, b: Config, stage: str) -> bool:
+    """Whether two configurations describe the same networks and objective up to `stage` (logging rates may differ)."""
+    names = ["seed", "embedding", "speech", "face", "pretrain", "prior", "diffusion"]
+    depth = {"pretrain": 5, "prior": 6, "diffusion": 7}[stage]
+    return all(getattr(a, name) == getattr(b, name) for name in names[:depth])
+
+
+def restore(module: nn.Module, tensors: dict[str, Tensor], where: str) -> nn.Module:
+    """Loads weights strictly, in eval mode; CheckpointInvalid names what does not fit."""
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise CheckpointInvalid(f"weights of {where} do not fit the network: {error}; train that stage again") from error
+    return module.eval()
+
+
+@dataclass(frozen=True)
+class System:
+    """A trained SCLDM as export needs it: networks in eval mode on the CPU, float32."""
+
+    config: Config
+    speech_encoder: nn.Module
+    denoiser: Denoiser
+    face_decoder: nn.Module
+    latent_mean: Tensor  # float32 [C]
+    latent_std: Tensor  # float32 [C]
+    prior: Tensor  # float32 [C, h, w], in normalised latent space (SCLDM eq. 3)
+    alphas_cumprod: NDArray[np.float64]  # [T]
+    training_data: str
+    licence: str
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def prior_mode(self) -> str:
+        return self.config.diffusion.prior_mode
+
+    @property
+    def prior_weight(self) -> float:
+        return self.config.diffusion.prior_weight
+
+    @property
+    def prediction(self) -> str:
+        return self.config.diffusion.prediction
+
+
+def load_pretrained(run: Path, config: Config | None = None) -> tuple[Checkpoint, nn.Module, nn.Module, nn.Module]:
+    """The pretrain checkpoint and its speech encoder, face encoder and face decoder."""
+    checkpoint = load_stage(run, "pretrain", config)
+    builders: dict[str, Any] = {
+        "speech": build_speech_encoder,
+        "face_encoder": build_face_encoder,
+        "face_decoder": build_face_decoder,
+    }
+    speech, encoder, decoder = (
+        restore(build(checkpoint.config), checkpoint.group(key), key) for key, build in builders.items()
+    )
+    return checkpoint, speech, encoder, decoder
+
+
+def load_system(run: str | Path) -> System:
+    """All three stages of a run folder; CheckpointInvalid says which is missing or does not fit."""
+    run = Path(run)
+    diffusion = load_stage(run, "diffusion")
+    pretrain, speech, _, decoder = load_pretrained(run, diffusion.config)
+    prior = load_stage(run, "prior", diffusion.config)
+    denoiser = Denoiser(diffusion.config)
+    restore(denoiser, diffusion.group("denoiser"), "denoiser")
+    schedule = diffusion.config.diffusion
+    return System(
+        config=diffusion.config,
+        speech_encoder=speech,
+        denoiser=denoiser,
+        face_decoder=decoder,
+        latent_mean=pretrain.tensors["latent_mean"],
+        latent_std=pretrain.tensors["latent_std"],
+        prior=prior.tensors["prior"],
+        alphas_cumprod=alphas_cumprod(schedule.schedule, schedule.timesteps),
+        training_data=diffusion.statement["training_data"],
+        licence=diffusion.statement["licence"],
+    )
+
+

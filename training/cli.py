@@ -1,0 +1,82 @@
+"""Command line of training: `s2f-train corpus|pretrain|prior|diffusion|all`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.errors import BackendMissing, S2FError
+
+STAGES = ("pretrain", "prior", "diffusion")
+RESPECT = (
+    "A voice does not determine a face. What is trained here draws a plausible portrait of who may be speaking; "
+    "it identifies nobody and is not for surveillance."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status is 0 or the code of the error."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        arguments.run(arguments)
+    except S2FError as error:
+        sys.stderr.write(f"s2f-train: error [{error.code}]: {error}\n")
+        return error.code
+    except KeyboardInterrupt:
+        sys.stderr.write("s2f-train: interrupted; the same command continues from the last saved step\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("s2f-train", description="Trains speech-to-face systems.", epilog=RESPECT)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    corpus = commands.add_parser("corpus", help="build the synthetic corpus", epilog=RESPECT)
+    _add_corpus_arguments(corpus)
+    for name in (*STAGES, "all"):
+        text = "every stage that is not finished yet" if name == "all" else f"stage {STAGES.index(name) + 1}: {name}"
+        command = commands.add_parser(name, help=text, epilog=RESPECT)
+        command.add_argument("--config", default="demo", help="tiny, demo, paper, or a TOML file (default: demo)")
+        command.add_argument("--corpus", type=Path, required=True, help="folder written by `s2f-train corpus`")
+        command.add_argument("--out", type=Path, required=True, help="run folder for checkpoints, logs and samples")
+        command.set_defaults(run=_train, stage=name)
+    return parser
+
+
+def _add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
+    from training.corpus.build import add_arguments, run
+
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    try:
+        from training.diffusion import diffusion
+        from training.pretrain import pretrain
+        from training.prior import prior
+    except ImportError as error:
+        raise BackendMissing(f"training needs {error.name}; install it with: pip install 's2f-edge[train]'") from error
+    from training.config import load_config
+
+    config = load_config(arguments.config)
+    functions = {"pretrain": pretrain, "prior": prior, "diffusion": diffusion}
+    for name in STAGES if arguments.stage == "all" else (arguments.stage,):
+        if arguments.stage == "all" and _finished(arguments.out, name, config):
+            logging.getLogger(__name__).info("%s is finished", name)
+            continue
+        path = functions[name](config, arguments.corpus, arguments.out)
+        sys.stdout.write(f"{path}\n")
+
+
+def _finished(run: Path, stage: str, config: object) -> bool:
+    from training.checkpoint import load_stage
+
+    if not (run / f"{stage}.safetensors").exists():
+        return False
+    load_stage(run, stage, config)  # type: ignore[arg-type]
+    return True

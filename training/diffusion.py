@@ -1,0 +1,168 @@
+"""Stage 3: speech-conditioned latent diffusion with the face prior as normalisation (SCLDM eqs. 2, 4, 5, 6).
+
+The encoders are frozen, so their outputs are computed once: latents of every portrait and its mirror, embeddings of
+several windows of every clip. Training itself then touches neither pictures nor sound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from tqdm import tqdm
+
+from training.checkpoint import Checkpoint, load_pretrained, load_stage, save_checkpoint
+from training.config import Config, DiffusionConfig
+from training.data import Pairs, load_pairs
+from training.loop import Stage, clear_state, device_of_training, run_stage
+from training.models.denoiser import Denoiser
+from training.pretrain import CHUNK
+from training.sampling import StepTable, alphas_cumprod, step_table
+from training.sheets import grid
+
+WINDOWS_PER_CLIP = 4
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """latents float32 [n, V, C, h, w] (V portraits and mirrors), embeddings float32 [n, W, E] (W windows of speech)."""
+
+    latents: Tensor
+    embeddings: Tensor
+
+
+def diffusion(config: Config, corpus: Path, run: Path) -> Path:
+    """Trains the denoiser on frozen encoders; writes RUN/diffusion.safetensors (averaged weights)."""
+    settings = config.diffusion
+    pretrained, speech, encoder, decoder = load_pretrained(run, config)
+    face_prior = load_stage(run, "prior", config).tensors["prior"]
+    device = device_of_training()
+    train, val = (
+        encoded(load_pairs(corpus, split, config.face.size, run / "cache"), split, run, speech, encoder)
+        for split in ("train", "val")
+    )
+    mean, std = (pretrained.tensors[key].view(1, -1, 1, 1).to(device) for key in ("latent_mean", "latent_std"))
+    torch.manual_seed(config.seed)
+    model = nn.ModuleDict({"denoiser": Denoiser(config)}).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4)
+    alpha_bar = torch.from_numpy(alphas_cumprod(settings.schedule, settings.timesteps)).float().to(device)
+    scale, offset = prior_shift(settings, face_prior.to(device))
+
+    def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        rows = torch.from_numpy(rng.integers(len(train.latents), size=settings.batch))
+        view, window = (torch.from_numpy(rng.integers(k, size=settings.batch))
+                        for k in (train.latents.shape[1], train.embeddings.shape[1]))  # fmt: skip
+        latent = ((train.latents[rows, view]).to(device) - mean) / std
+        embedding = train.embeddings[rows, window].to(device)
+        dropped = torch.from_numpy(rng.random(settings.batch) < settings.condition_dropout).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            return diffusion_loss(config, model["denoiser"], latent, embedding, dropped, alpha_bar, scale, offset)
+
+    decoder.to(device)
+
+    def sheet() -> Image.Image:
+        return preview(config, model["denoiser"], decoder, val, face_prior.to(device), (mean, std))
+
+    stage = Stage(
+        "diffusion", config, settings.steps, model, optimiser, loss, sheet, pretrained.statement, settings.ema
+    )
+    run_stage(stage, run)
+    path = run / "diffusion.safetensors"
+    save_checkpoint(path, Checkpoint(dict(model.state_dict()), config, "diffusion", stage.steps, pretrained.statement))
+    clear_state(stage, run)
+    return path
+
+
+def prior_shift(settings: DiffusionConfig, face_prior: Tensor) -> tuple[float, Tensor]:
+    """Eq. 2 as x' = s·x + d: s and d [1, C, h, w] for the modes add, interpolate, subtract, none."""
+    weight = settings.prior_weight
+    scale = 1 - weight if settings.prior_mode == "interpolate" else 1.0
+    sign = {"add": 1.0, "interpolate": 1.0, "subtract": -1.0, "none": 0.0}[settings.prior_mode]
+    return scale, sign * weight * face_prior.unsqueeze(0)
+
+
+def diffusion_loss(
+    config: Config, denoiser: nn.Module, latent: Tensor, embedding: Tensor, dropped: Tensor, alpha_bar: Tensor,
+    scale: float, offset: Tensor,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Eq. 6 with the shifted input of eq. 2; `dropped` rows learn the unconditional score for guidance."""
+    t = torch.randint(len(alpha_bar), (len(latent),), device=latent.device)
+    noise = torch.randn_like(latent)
+    alpha = alpha_bar[t].sqrt().view(-1, 1, 1, 1)
+    sigma = (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1)
+    shifted = scale * (alpha * latent + sigma * noise) + offset  # eq. 4, then eq. 2
+    target = noise if config.diffusion.prediction == "epsilon" else alpha * noise - sigma * latent
+    tokens = torch.where(dropped[:, None, None], denoiser.null_tokens, denoiser.tokens(embedding))  # type: ignore[operator]
+    return {"loss": mse_loss(denoiser(shifted, t, tokens).float(), target)}
+
+
+def sample(
+    denoiser: nn.Module, embedding: Tensor, noise: Tensor, table: StepTable, guidance: float, clip: float,
+    shift: tuple[float, Tensor],
+) -> Tensor:  # fmt: skip
+    """Normalised latents [n, C, h, w] from noise of that shape: the two lines of `training.sampling`, row by row."""
+    scale, offset = shift
+    tokens = denoiser.tokens(embedding)  # type: ignore[operator]
+    both = torch.cat([tokens, denoiser.null_tokens.expand_as(tokens)])
+    x, history = noise, torch.zeros_like(noise)
+    for i in range(len(table)):
+        t = torch.full((2 * len(x),), float(table.timesteps[i]), device=x.device)
+        conditional, unconditional = denoiser((scale * x + offset).repeat(2, 1, 1, 1), t, both).chunk(2)
+        net = unconditional + guidance * (conditional - unconditional)
+        x0 = (float(table.P[i]) * x + float(table.Q[i]) * net).clamp(-clip, clip)
+        x, history = float(table.A[i]) * x + float(table.B[i]) * x0 + float(table.C[i]) * history, x0
+    return x
+
+
+def preview(
+    config: Config, denoiser: nn.Module, decoder: nn.Module, val: Encoded, face_prior: Tensor, statistics: tuple[Tensor, Tensor]
+) -> Image.Image:
+    """Three rows for eight validation voices: the paired portrait, and two seeds of what their voices give."""
+    settings = config.diffusion
+    mean, std = statistics
+    device = mean.device
+    table = step_table(
+        alphas_cumprod(settings.schedule, settings.timesteps), settings.preview_steps, "dpmpp_2m", settings.prediction
+    )
+    n = min(8, len(val.latents))
+    truth = val.latents[:n, 0].to(device)
+    shift = prior_shift(settings, face_prior)
+    rows = [decoder(truth)]
+    for seed in range(2):
+        noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+        z = sample(denoiser, val.embeddings[:n, 0].to(device), noise, table, 2.0, settings.latent_clip, shift)
+        rows.append(decoder(z * std + mean))
+    return grid(rows)
+
+
+@torch.no_grad()
+def encoded(pairs: Pairs, split: str, run: Path, speech: nn.Module, encoder: nn.Module) -> Encoded:
+    """The frozen encoders' outputs for a split, cached beside the run under the hash of the pretrained weights."""
+    key = hashlib.sha256((run / "pretrain.safetensors").read_bytes()).hexdigest()[:12]
+    path = run / "cache" / f"{split}-encoded-{key}.safetensors"
+    if not path.exists():
+        device = device_of_training()
+        speech, encoder = speech.to(device), encoder.to(device)
+        latents, embeddings = [], []
+        for rows in tqdm(torch.arange(len(pairs)).split(CHUNK), f"encode {split}", mininterval=5, ncols=110):
+            rng = np.random.default_rng([int(rows[0])])
+            latents.append(_views(pairs, rows, encoder, device))
+            windows = [pairs.speech(rows, None if w == 0 else rng) for w in range(WINDOWS_PER_CLIP)]
+            embeddings.append(torch.stack([speech(w.to(device)).cpu() for w in windows], dim=1))
+        partial = path.with_suffix(".partial")
+        save_file({"latents": torch.cat(latents), "embeddings": torch.cat(embeddings)}, partial)
+        partial.replace(path)
+    return Encoded(**load_file(path))
+
+
+def _views(pairs: Pairs, rows: Tensor, encoder: nn.Module, device: torch.device) -> Tensor:
+    stacked = torch.from_numpy(pairs.portraits[rows.numpy()]).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    both = torch.cat([stacked, stacked.flip(4)], dim=1)
+    return torch.stack([encoder(both[:, k].to(device))[0].cpu() for k in range(both.shape[1])], dim=1)

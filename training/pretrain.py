@@ -1,0 +1,120 @@
+"""Stage 1: collaborative contrastive + reconstruction pre-training (SCLDM eq. 1)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from training.checkpoint import Checkpoint, save_checkpoint
+from training.config import Config
+from training.corpus.table import read_corpus
+from training.data import Pairs, load_pairs
+from training.loop import Stage, clear_state, device_of_training, run_stage
+from training.losses import contrastive, feature_loss
+from training.models.face import build_face_decoder, build_face_encoder
+from training.models.speech import build_speech_encoder
+from training.sheets import grid
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 64
+
+
+def pretrain(config: Config, corpus: Path, run: Path) -> Path:
+    """Trains speech encoder, face encoder and face decoder together; writes RUN/pretrain.safetensors.
+
+    Raises CorpusInvalid, CheckpointInvalid, OutputUnwritable.
+    """
+    train, val = (load_pairs(corpus, split, config.face.size, run / "cache") for split in ("train", "val"))
+    torch.manual_seed(config.seed)
+    device = device_of_training()
+    model = nn.ModuleDict(
+        {
+            "speech": build_speech_encoder(config),
+            "face_encoder": build_face_encoder(config),
+            "face_decoder": build_face_decoder(config),
+            "temperature": LogScale(),
+        }
+    ).to(device)
+    perceptual, perceptual_name = feature_loss(config.pretrain.feature_loss)
+    if isinstance(perceptual, nn.Module):
+        perceptual.to(device)
+    faces = [p for key in ("face_encoder", "face_decoder") for p in model[key].parameters()]
+    voices = [p for key in ("speech", "temperature") for p in model[key].parameters()]
+    rates = [{"params": faces, "lr": config.pretrain.lr_face}, {"params": voices, "lr": config.pretrain.lr_speech}]
+    optimiser = torch.optim.AdamW(rates, weight_decay=1e-4)
+
+    def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        rows = train.draw(rng, config.pretrain.batch)
+        return pretrain_loss(config, model, train.faces(rows, rng).to(device), train.speech(rows, rng).to(device), perceptual)
+
+    def sheet() -> Image.Image:
+        portraits = val.faces(range(min(8, len(val)))).to(device)
+        return grid([portraits, model["face_decoder"](model["face_encoder"](portraits)[0])])
+
+    statement = read_corpus(corpus).statement | {"feature_loss": perceptual_name}
+    stage = Stage("pretrain", config, config.pretrain.steps, model, optimiser, loss, sheet, statement)
+    run_stage(stage, run)
+    mean, std = latent_statistics(model["face_encoder"], train, device)
+    logger.info("retrieval of the portrait from the voice, validation split: %s", retrieval(model, val, device))
+    tensors = {k: v for k, v in model.state_dict().items()} | {"latent_mean": mean, "latent_std": std}
+    path = run / "pretrain.safetensors"
+    save_checkpoint(path, Checkpoint(tensors, config, "pretrain", stage.steps, statement))
+    clear_state(stage, run)
+    return path
+
+
+class LogScale(nn.Module):
+    """CLIP's learned temperature, stored as the logarithm of its inverse; starts at 1/0.07."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
+
+
+def pretrain_loss(
+    config: Config, model: nn.ModuleDict, portraits: Tensor, pcm: Tensor, perceptual: object
+) -> dict[str, Tensor]:
+    """Eq. 1 on a batch of pairs; only the first `reconstruct` portraits are decoded, which is where the time goes."""
+    settings = config.pretrain
+    with torch.autocast(portraits.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        latent, face = model["face_encoder"](portraits)
+        speech = model["speech"](pcm)
+        some = latent[: settings.reconstruct]
+        decoded = model["face_decoder"](some + settings.latent_noise * torch.randn_like(some))
+    pull, logits = contrastive(speech.float(), face.float(), model["temperature"].value)
+    target = portraits[: settings.reconstruct]
+    mae = (decoded.float() - target).abs().mean()
+    feature = perceptual(decoded.float(), target).mean()  # type: ignore[operator]
+    total = settings.contrastive_weight * pull + settings.reconstruction_weight * (mae + settings.feature_weight * feature)
+    hit = (logits.argmax(dim=1) == torch.arange(len(logits), device=logits.device)).float().mean()
+    return {"loss": total, "contrastive": pull, "mae": mae, "feature": feature, "top1": hit}
+
+
+@torch.no_grad()
+def latent_statistics(encoder: nn.Module, pairs: Pairs, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per latent channel over (up to 2,000) training portraits, float32 [C] each."""
+    latents = [
+        encoder(pairs.faces(rows).to(device))[0].cpu()
+        for rows in torch.arange(min(len(pairs), 2000)).split(CHUNK)
+    ]  # fmt: skip
+    stacked = torch.cat(latents)
+    return stacked.mean(dim=(0, 2, 3)), stacked.std(dim=(0, 2, 3))
+
+
+@torch.no_grad()
+def retrieval(model: nn.ModuleDict, pairs: Pairs, device: torch.device) -> str:
+    """R@1 and R@10 of the true portrait among all of the split, with gallery size and chance."""
+    chunks = torch.arange(len(pairs)).split(CHUNK)
+    face = torch.cat([model["face_encoder"](pairs.faces(rows).to(device))[1].cpu() for rows in chunks])
+    speech = torch.cat([model["speech"](pairs.speech(rows).to(device)).cpu() for rows in chunks])
+    order = (speech @ face.T).argsort(dim=1, descending=True)
+    rank = (order == torch.arange(len(pairs))[:, None]).float().argmax(dim=1)
+    r1, r10 = (100 * float((rank < k).float().mean()) for k in (1, 10))
+    gallery = len(pairs)
+    return f"R@1 {r1:.1f} %, R@10 {r10:.1f} % (gallery {gallery}, chance {100 / gallery:.1f} and {1000 / gallery:.1f} %)"
