@@ -59,7 +59,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise OutputUnwritable(f"cannot write checkpoint {path}: {error}; free space or choose another folder") from error
+        raise OutputUnwritable(
+            f"cannot write checkpoint {path}: {error}; free space or choose another folder"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -69,9 +71,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except FileNotFoundError as error:
-        raise CheckpointInvalid(f"no checkpoint {path}; run `s2f-train {path.name.split('.')[0]}` first") from error
+        raise CheckpointInvalid(f"no checkpoint {path}; train that stage first") from error
     except (OSError, SafetensorError) as error:
-        raise CheckpointInvalid(f"checkpoint {path} cannot be read: {error}; delete it and train that stage again") from error
+        raise CheckpointInvalid(
+            f"checkpoint {path} cannot be read: {error}; delete it and train that stage again"
+        ) from error
     if metadata.get("format") != FORMAT:
         raise CheckpointInvalid(f"{path} is not a {FORMAT} file; give a folder written by `s2f-train`")
     try:
@@ -105,7 +109,9 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], where: str) -> nn.Mod
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise CheckpointInvalid(f"weights of {where} do not fit the network: {error}; train that stage again") from error
+        raise CheckpointInvalid(
+            f"weights of {where} do not fit the network: {error}; train that stage again"
+        ) from error
     return module.eval()
 
 
@@ -176,5 +182,3 @@ def load_system(run: str | Path) -> System:
         training_data=diffusion.statement["training_data"],
         licence=diffusion.statement["licence"],
     )
-
-

@@ -135,7 +135,9 @@ CHOICES = {
 
 def shipped_configs() -> list[str]:
     """Names of the configurations inside the package."""
-    return sorted(p.name[:-5] for p in resources.files("training").joinpath("configs").iterdir() if p.name[-5:] == ".toml")
+    return sorted(
+        p.name[:-5] for p in resources.files("training").joinpath("configs").iterdir() if p.name[-5:] == ".toml"
+    )
 
 
 def load_config(name_or_path: str) -> Config:
@@ -147,7 +149,9 @@ def load_config(name_or_path: str) -> Config:
             text = Path(name_or_path).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             known = ", ".join(shipped_configs())
-            raise ConfigInvalid(f"no configuration {name_or_path!r} ({error}); use one of {known}, or a TOML file") from error
+            raise ConfigInvalid(
+                f"no configuration {name_or_path!r} ({error}); use one of {known}, or a TOML file"
+            ) from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

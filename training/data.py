@@ -45,7 +45,7 @@ class Pairs:
         return np.resize(rng.permutation(len(self)), batch)
 
     def faces(self, rows: Sequence[int] | NDArray[np.int64], rng: np.random.Generator | None = None) -> Tensor:
-        """Portraits float32 [batch, 3, size, size], −1…1: the first of each, or with `rng` any one, mirrored at random."""
+        """Portraits float32 [batch, 3, size, size], −1…1: the first of each; with `rng` any one, mirrored at random."""
         which = rng.integers(self.portraits.shape[1], size=len(rows)) if rng else np.zeros(len(rows), dtype=int)
         pixels = torch.from_numpy(self.portraits[np.asarray(rows), which]).permute(0, 3, 1, 2).float() / 127.5 - 1
         if rng is None:
@@ -54,7 +54,7 @@ class Pairs:
         return torch.where(mirror[:, None, None, None], pixels.flip(3), pixels)
 
     def speech(self, rows: Sequence[int] | NDArray[np.int64], rng: np.random.Generator | None = None) -> Tensor:
-        """PCM float32 [batch, 96000] as the runtime would cut it; with `rng` a random clip, start and a little noise."""
+        """PCM float32 [batch, 96000] as the runtime cuts it; with `rng` a random clip and start, and a little noise."""
         windows = [self._window(int(row), rng) for row in rows]
         return torch.from_numpy(np.stack([normalise_level(w) for w in windows]))
 

@@ -27,7 +27,10 @@ from training.pretrain import CHUNK
 from training.sampling import StepTable, alphas_cumprod, step_table
 from training.sheets import grid
 
+Shift = tuple[float, Tensor]  # s and d of x' = s·x + d
+
 WINDOWS_PER_CLIP = 4
+PREVIEW_GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
     model = nn.ModuleDict({"denoiser": Denoiser(config)}).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4)
     alpha_bar = torch.from_numpy(alphas_cumprod(settings.schedule, settings.timesteps)).float().to(device)
-    scale, offset = prior_shift(settings, face_prior.to(device))
+    shift = prior_shift(settings, face_prior.to(device))
 
     def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
         rows = torch.from_numpy(rng.integers(len(train.latents), size=settings.batch))
@@ -63,12 +66,13 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
         embedding = train.embeddings[rows, window].to(device)
         dropped = torch.from_numpy(rng.random(settings.batch) < settings.condition_dropout).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            return diffusion_loss(config, model["denoiser"], latent, embedding, dropped, alpha_bar, scale, offset)
+            return diffusion_loss(config, model["denoiser"], (latent, embedding, dropped), alpha_bar, shift)
 
     decoder.to(device)
 
     def sheet() -> Image.Image:
-        return preview(config, model["denoiser"], decoder, val, face_prior.to(device), (mean, std))
+        drawn = preview(settings, model["denoiser"], val, shift)
+        return grid([decoder(val.latents[:8, 0].to(device)), *(decoder(z * std + mean) for z in drawn)])
 
     stage = Stage(
         "diffusion", config, settings.steps, model, optimiser, loss, sheet, pretrained.statement, settings.ema
@@ -80,7 +84,7 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
     return path
 
 
-def prior_shift(settings: DiffusionConfig, face_prior: Tensor) -> tuple[float, Tensor]:
+def prior_shift(settings: DiffusionConfig, face_prior: Tensor) -> Shift:
     """Eq. 2 as x' = s·x + d: s and d [1, C, h, w] for the modes add, interpolate, subtract, none."""
     weight = settings.prior_weight
     scale = 1 - weight if settings.prior_mode == "interpolate" else 1.0
@@ -89,10 +93,11 @@ def prior_shift(settings: DiffusionConfig, face_prior: Tensor) -> tuple[float, T
 
 
 def diffusion_loss(
-    config: Config, denoiser: nn.Module, latent: Tensor, embedding: Tensor, dropped: Tensor, alpha_bar: Tensor,
-    scale: float, offset: Tensor,
-) -> dict[str, Tensor]:  # fmt: skip
+    config: Config, denoiser: nn.Module, batch: tuple[Tensor, Tensor, Tensor], alpha_bar: Tensor, shift: Shift
+) -> dict[str, Tensor]:
     """Eq. 6 with the shifted input of eq. 2; `dropped` rows learn the unconditional score for guidance."""
+    latent, embedding, dropped = batch
+    scale, offset = shift
     t = torch.randint(len(alpha_bar), (len(latent),), device=latent.device)
     noise = torch.randn_like(latent)
     alpha = alpha_bar[t].sqrt().view(-1, 1, 1, 1)
@@ -104,9 +109,15 @@ def diffusion_loss(
 
 
 def sample(
-    denoiser: nn.Module, embedding: Tensor, noise: Tensor, table: StepTable, guidance: float, clip: float,
-    shift: tuple[float, Tensor],
-) -> Tensor:  # fmt: skip
+    denoiser: nn.Module,
+    embedding: Tensor,
+    noise: Tensor,
+    table: StepTable,
+    shift: Shift,
+    *,
+    guidance: float,
+    clip: float,
+) -> Tensor:
     """Normalised latents [n, C, h, w] from noise of that shape: the two lines of `training.sampling`, row by row."""
     scale, offset = shift
     tokens = denoiser.tokens(embedding)  # type: ignore[operator]
@@ -121,25 +132,15 @@ def sample(
     return x
 
 
-def preview(
-    config: Config, denoiser: nn.Module, decoder: nn.Module, val: Encoded, face_prior: Tensor, statistics: tuple[Tensor, Tensor]
-) -> Image.Image:
-    """Three rows for eight validation voices: the paired portrait, and two seeds of what their voices give."""
-    settings = config.diffusion
-    mean, std = statistics
-    device = mean.device
-    table = step_table(
-        alphas_cumprod(settings.schedule, settings.timesteps), settings.preview_steps, "dpmpp_2m", settings.prediction
-    )
-    n = min(8, len(val.latents))
-    truth = val.latents[:n, 0].to(device)
-    shift = prior_shift(settings, face_prior)
-    rows = [decoder(truth)]
-    for seed in range(2):
-        noise = torch.randn(truth.shape, generator=torch.Generator().manual_seed(seed)).to(device)
-        z = sample(denoiser, val.embeddings[:n, 0].to(device), noise, table, 2.0, settings.latent_clip, shift)
-        rows.append(decoder(z * std + mean))
-    return grid(rows)
+def preview(settings: DiffusionConfig, denoiser: nn.Module, val: Encoded, shift: Shift) -> list[Tensor]:
+    """Normalised latents for eight validation voices: what their voices give with two seeds, [8, C, h, w] each."""
+    alpha_bar = alphas_cumprod(settings.schedule, settings.timesteps)
+    table = step_table(alpha_bar, settings.preview_steps, "dpmpp_2m", settings.prediction)
+    shape, device = val.latents[:8, 0].shape, shift[1].device
+    embedding = val.embeddings[:8, 0].to(device)
+    options = {"guidance": PREVIEW_GUIDANCE, "clip": settings.latent_clip}
+    noises = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device) for seed in range(2)]
+    return [sample(denoiser, embedding, noise, table, shift, **options) for noise in noises]
 
 
 @torch.no_grad()

@@ -144,9 +144,7 @@ def _save(stage: Stage, ema: EMAModel | None, run: Path, step: int) -> None:
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     if ema is not None:
         tensors |= {f"ema.{i}": value.clone() for i, value in enumerate(ema.shadow_params)}
-    save_checkpoint(
-        state_path(run, stage.name), Checkpoint(tensors, stage.config, stage.name, step, stage.statement)
-    )
+    save_checkpoint(state_path(run, stage.name), Checkpoint(tensors, stage.config, stage.name, step, stage.statement))
 
 
 def _resume(stage: Stage, ema: EMAModel | None, run: Path) -> int:

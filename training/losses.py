@@ -18,7 +18,7 @@ LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 
 
 def contrastive(speech: Tensor, face: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of the two cross-entropies over the in-batch similarity matrix (as CLIP), and the logits [batch, batch].
+    """Mean of both cross-entropies over the in-batch similarity matrix (as CLIP), and the logits [batch, batch].
 
     `speech`, `face`: unit embeddings [batch, E], row i of both is one person. `log_scale`: learned, log of 1/temperature.
     """
@@ -46,8 +46,8 @@ def laplacian_pyramid(a: Tensor, b: Tensor, levels: int = 4) -> Tensor:
 def feature_loss(name: str) -> tuple[FeatureLoss, str]:
     """The perceptual loss and its true name, which checkpoints and logs carry.
 
-    LPIPS needs the package `lpips` and AlexNet's weights in torch's hub folder; where they are not on disk the Laplacian
-    pyramid takes its place, and a warning says so.
+    LPIPS needs the package `lpips` and AlexNet's weights in torch's hub folder; where they are not on disk the
+    Laplacian pyramid takes its place, and a warning says so.
     """
     if name == "lpips":
         backbone = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE

@@ -51,7 +51,9 @@ def pretrain(config: Config, corpus: Path, run: Path) -> Path:
 
     def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
         rows = train.draw(rng, config.pretrain.batch)
-        return pretrain_loss(config, model, train.faces(rows, rng).to(device), train.speech(rows, rng).to(device), perceptual)
+        return pretrain_loss(
+            config, model, train.faces(rows, rng).to(device), train.speech(rows, rng).to(device), perceptual
+        )
 
     def sheet() -> Image.Image:
         portraits = val.faces(range(min(8, len(val)))).to(device)
@@ -62,7 +64,7 @@ def pretrain(config: Config, corpus: Path, run: Path) -> Path:
     run_stage(stage, run)
     mean, std = latent_statistics(model["face_encoder"], train, device)
     logger.info("retrieval of the portrait from the voice, validation split: %s", retrieval(model, val, device))
-    tensors = {k: v for k, v in model.state_dict().items()} | {"latent_mean": mean, "latent_std": std}
+    tensors = dict(model.state_dict().items()) | {"latent_mean": mean, "latent_std": std}
     path = run / "pretrain.safetensors"
     save_checkpoint(path, Checkpoint(tensors, config, "pretrain", stage.steps, statement))
     clear_state(stage, run)
@@ -91,7 +93,9 @@ def pretrain_loss(
     target = portraits[: settings.reconstruct]
     mae = (decoded.float() - target).abs().mean()
     feature = perceptual(decoded.float(), target).mean()  # type: ignore[operator]
-    total = settings.contrastive_weight * pull + settings.reconstruction_weight * (mae + settings.feature_weight * feature)
+    total = settings.contrastive_weight * pull + settings.reconstruction_weight * (
+        mae + settings.feature_weight * feature
+    )
     hit = (logits.argmax(dim=1) == torch.arange(len(logits), device=logits.device)).float().mean()
     return {"loss": total, "contrastive": pull, "mae": mae, "feature": feature, "top1": hit}
 
@@ -117,4 +121,6 @@ def retrieval(model: nn.ModuleDict, pairs: Pairs, device: torch.device) -> str:
     rank = (order == torch.arange(len(pairs))[:, None]).float().argmax(dim=1)
     r1, r10 = (100 * float((rank < k).float().mean()) for k in (1, 10))
     gallery = len(pairs)
-    return f"R@1 {r1:.1f} %, R@10 {r10:.1f} % (gallery {gallery}, chance {100 / gallery:.1f} and {1000 / gallery:.1f} %)"
+    return (
+        f"R@1 {r1:.1f} %, R@10 {r10:.1f} % (gallery {gallery}, chance {100 / gallery:.1f} and {1000 / gallery:.1f} %)"
+    )

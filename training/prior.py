@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from pathlib import Path
 
@@ -68,6 +69,6 @@ def estimate(latents: Tensor, rows: list[int]) -> Tensor:
 def convergence_table(estimates: list[tuple[int, Tensor]]) -> list[str]:
     """Table 1 for this corpus: Euclidean distance between the priors of successive counts."""
     lines = ["faces      distance to the prior of fewer faces", f"{estimates[0][0]:>6}     -"]
-    for (_, before), (n, now) in zip(estimates, estimates[1:]):
+    for (_, before), (n, now) in itertools.pairwise(estimates):
         lines.append(f"{n:>6}     {float((now - before).norm()):.3f}")
     return lines

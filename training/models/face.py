@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import cast
 
 import torch
@@ -13,7 +14,9 @@ from training.config import Config
 
 def build_face_encoder(config: Config) -> nn.Module:
     """The encoder that `config.face.kind` names: [batch, 3, size, size] → (latent [batch, C, h, w], unit embedding)."""
-    return FaceEncoder(config, _vgg_trunk() if config.face.kind == "vgg" else _compact_trunk(config.face.encoder_widths))
+    return FaceEncoder(
+        config, _vgg_trunk() if config.face.kind == "vgg" else _compact_trunk(config.face.encoder_widths)
+    )
 
 
 def build_face_decoder(config: Config) -> nn.Module:
@@ -43,7 +46,9 @@ class FaceEncoder(nn.Module):
         width = next(m.out_channels for m in reversed(list(trunk.modules())) if isinstance(m, nn.Conv2d))
         self.latent = nn.Conv2d(width, config.face.latent_channels, 1)
         self.standardise = nn.BatchNorm2d(config.face.latent_channels, affine=False)
-        self.embedding = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, config.embedding))
+        self.embedding = nn.Sequential(
+            nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, config.embedding)
+        )
 
     def forward(self, portrait: Tensor) -> tuple[Tensor, Tensor]:
         x = self.trunk(portrait)
@@ -61,7 +66,7 @@ def _compact_trunk(widths: tuple[int, ...]) -> nn.Sequential:
 
 
 def _vgg_trunk() -> nn.Sequential:
-    """VGG-16's thirteen convolutions without the last pooling, as VGGFace has them; its weights are not shipped here."""
+    """VGG-16's thirteen convolutions without the last pooling, as VGGFace has them; its weights are not shipped."""
     layers: list[nn.Module] = []
     inputs = 3
     for block, (width, convolutions) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))):
@@ -95,8 +100,10 @@ class CompactDecoder(nn.Module):
     def __init__(self, latent_channels: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
         super().__init__()
         self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
-        self.stages = nn.ModuleList(nn.Sequential(*(ResidualBlock(w) for _ in range(b))) for w, b in zip(widths, blocks))
-        steps = list(zip(widths[:-2], widths[1:-1]))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(w) for _ in range(b))) for w, b in zip(widths, blocks, strict=False)
+        )
+        steps = list(itertools.pairwise(widths))
         self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in steps)
         self.shuffle = nn.Sequential(nn.Conv2d(widths[-2], 4 * widths[-1], 3, padding=1), nn.PixelShuffle(2))
         self.refine = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
@@ -104,7 +111,7 @@ class CompactDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.stages[0](torch.relu(self.stem(latent)))
-        for narrow, stage in zip(self.narrow, list(self.stages)[1:-1]):
+        for narrow, stage in zip(self.narrow, list(self.stages)[1:-1], strict=False):
             x = stage(interpolate(narrow(x), scale_factor=2.0, mode="nearest"))
         x = self.stages[-1](torch.relu(self.shuffle(x)))
         return self.out(torch.relu(self.refine(x)))
