@@ -14,14 +14,17 @@ import numpy as np
 from runtime.errors import CorpusInvalid, InvalidArgument
 from training.corpus import makehuman, raster
 from training.corpus.attributes import Catalogue, FaceAttributes
-from training.corpus.head import Head, Part
+from training.corpus.fur import Fur, grow
+from training.corpus.head import Head
 from training.corpus.skin import smoothstep, to_linear
 
-FEMALE = ("bob01", "bob02", "braid01", "long01", "ponytail01", "short03")
+FEMALE = ("bob02", "braid01", "long01", "ponytail01", "short03")
 MALE = ("short01", "short02", "short04")
-BOTH = ("afro01",)
+GROWN_FEMALE = ("curls", "afro")
+GROWN_MALE = ("crop", "curls", "afro")
 PAINTED = {"": 0.0, "shaved": 0.45, "buzz": 0.92, "receding": 0.88}  # painted on the scalp, no geometry; value: how dense
-UNDER = {"afro01": 0.95, "braid01": 0.9, "ponytail01": 0.9}  # density of the paint under a style's geometry; others 0.8
+UNDER = {"crop": 0.95, "curls": 0.96, "afro": 0.97, "braid01": 0.9, "ponytail01": 0.9}  # paint under a style's geometry; others 0.8
+FRINGE = {"bob02": 7.66, "short03": 7.66}  # styles that hide an eye are cut at this height in rest space, in front of the face
 
 
 def hair_colour(face: FaceAttributes) -> np.ndarray:
@@ -34,49 +37,82 @@ def hair_colour(face: FaceAttributes) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Style:
-    """A hair style with geometry: its part's name and its texture [H,W,4] (brightness around 1 in rgb, alpha)."""
+    """A hair style with geometry: texture [H,W,4] (brightness around 1 in rgb, alpha), cut [N] and gain as `raster.blend_layer` takes them."""
 
     part: str
     texture: np.ndarray
     tris: np.ndarray
     uvs: np.ndarray
+    cut: np.ndarray
+    gain: float = 1.0
+    fur: Fur | None = None
 
-    def light(
-        self, points: np.ndarray, part: Part, sky: np.ndarray, colour: np.ndarray, lights: np.ndarray, colours: np.ndarray,
-        camera: object, depth: np.ndarray, to_map: np.ndarray, _: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """(diffuse [N,3], shine [N,3]) per vertex in view space. sky [N]: open-sky share."""
-        out = points - np.array([0.0, 0.1, -0.75], np.float32)
-        out /= np.linalg.norm(out, axis=1, keepdims=True) + 1e-6
-        normal = raster.vertex_normals(points, part.tris)
-        normal *= np.where((normal * out).sum(1) < 0, -1.0, 1.0)[:, None]
-        normal = 0.55 * normal + 0.45 * out
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6
-        tangent = raster.strand_tangents(points, part.tris, part.uvs)
-        in_map = (points @ to_map[:, :3].T + to_map[:, 3]).astype(np.float32)
-        shadow = raster.vertex_light(depth, in_map, 0.12, 2)
-        view = np.array([0.0, 0.0, 14.0]) - points
-        view /= np.linalg.norm(view, axis=1, keepdims=True)
-        key = np.clip((normal @ lights[0] + 0.25) / 1.25, 0, None) * (0.25 + 0.75 * shadow)
-        fill = np.clip((normal @ lights[1] + 0.4) / 1.4, 0, None)
-        rim = np.clip(normal @ lights[2], 0, None) ** 2
-        up = 0.5 + 0.5 * normal[:, 1]
-        ambient = colours[4] + (colours[3] - colours[4]) * up[:, None]
-        deep = (0.15 + 0.85 * sky)[:, None]
-        diffuse = (key[:, None] * colours[0] + fill[:, None] * colours[1] + ambient) * deep + 0.8 * rim[:, None] * colours[2] * deep
-        shine = np.zeros_like(diffuse)
-        for light, tint, seen, power, amount, shift in (
-            (lights[0], colours[0], shadow, 26.0, 0.16, 0.10), (lights[0], colours[0], shadow, 9.0, 0.35, -0.12),
-            (lights[2], colours[2], sky, 12.0, 0.25, 0.0), (lights[1], colours[1], sky, 12.0, 0.12, 0.05),
-        ):  # fmt: skip
-            half = view + light
-            half /= np.linalg.norm(half, axis=1, keepdims=True) + 1e-6
-            shifted = tangent + shift * normal
-            shifted /= np.linalg.norm(shifted, axis=1, keepdims=True) + 1e-6
-            sine = np.sqrt(np.clip(1 - (shifted * half).sum(1) ** 2, 0, 1))
-            strength = sine**power * seen * np.clip(normal @ light + 0.3, 0, 1) * amount
-            shine += strength[:, None] * tint * (0.25 * 0.35 + 0.75 * np.sqrt(colour))
-        return (diffuse * colour).astype(np.float32), (shine * deep * 0.35).astype(np.float32)
+    def points(self, head: Head, verts: np.ndarray) -> np.ndarray:
+        """Model-space vertices [N,3] on a blended head."""
+        return head.proxy_points(self.part, verts) if self.fur is None else self.fur.points(head.skin_points(verts), head.skin.tris)
+
+    def caster(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(tris, uvs, alpha [h,w]) of what throws shadow."""
+        if self.fur is not None:
+            return self.fur.caster, np.zeros((1, 3, 2), np.float32), np.ones((1, 1), np.float32)
+        keep = self.cut[self.tris].mean(1) < 0.5
+        return self.tris[keep], self.uvs[keep], np.ascontiguousarray(self.texture[..., 3])
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """What lights the strands: lights [3,3], colours [5,3], the key's depth map and the matrix to it."""
+
+    lights: np.ndarray
+    colours: np.ndarray
+    depth: np.ndarray
+    to_map: np.ndarray
+
+
+def light_strands(
+    style: Style, points: np.ndarray, sky: np.ndarray, colour: np.ndarray, lit: Lighting, camera: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(diffuse [N,3], shine [N,3]) of a style's vertices in view space. sky [N]: open-sky share; camera: its z."""
+    lights, colours = lit.lights, lit.colours
+    normal = _volume_normals(points, style.tris)
+    in_map = (points @ lit.to_map[:, :3].T + lit.to_map[:, 3]).astype(np.float32)
+    shadow = raster.vertex_light(lit.depth, in_map, 0.12, 2)
+    key = np.clip((normal @ lights[0] + 0.25) / 1.25, 0, None) * (0.25 + 0.75 * shadow)
+    fill = np.clip((normal @ lights[1] + 0.4) / 1.4, 0, None)
+    rim = np.clip(normal @ lights[2], 0, None) ** 2
+    up = 0.5 + 0.5 * normal[:, 1:2]
+    deep = (0.15 + 0.85 * sky)[:, None]
+    ambient = colours[4] + (colours[3] - colours[4]) * up
+    diffuse = key[:, None] * colours[0] + fill[:, None] * colours[1] + ambient + 0.8 * rim[:, None] * colours[2]
+    if style.fur is not None:
+        depth_in = style.fur.brightness[:, None]
+        return (diffuse * deep * colour * depth_in).astype(np.float32), np.zeros_like(points)
+    tangent = raster.strand_tangents(points, style.tris, style.uvs)
+    view = np.array([0.0, 0.0, camera]) - points
+    view /= np.linalg.norm(view, axis=1, keepdims=True)
+    shine = np.zeros_like(diffuse)
+    for light, tint, seen, power, amount, shift in (
+        (lights[0], colours[0], shadow, 26.0, 0.16, 0.10), (lights[0], colours[0], shadow, 9.0, 0.35, -0.12),
+        (lights[2], colours[2], sky, 12.0, 0.25, 0.0), (lights[1], colours[1], sky, 12.0, 0.12, 0.05),
+    ):  # fmt: skip
+        half = view + light
+        half /= np.linalg.norm(half, axis=1, keepdims=True) + 1e-6
+        shifted = tangent + shift * normal
+        shifted /= np.linalg.norm(shifted, axis=1, keepdims=True) + 1e-6
+        sine = np.sqrt(np.clip(1 - (shifted * half).sum(1) ** 2, 0, 1))
+        strength = sine**power * seen * np.clip(normal @ light + 0.3, 0, 1) * amount
+        shine += strength[:, None] * tint * (0.09 + 0.75 * np.sqrt(colour))
+    return (diffuse * deep * colour).astype(np.float32), (shine * deep * 0.35).astype(np.float32)
+
+
+def _volume_normals(points: np.ndarray, tris: np.ndarray) -> np.ndarray:
+    """Outward unit normals [N,3] of strips of hair: the strip's own, mixed with the direction from the head's middle."""
+    out = points - np.array([0.0, 0.1, -0.75], np.float32)
+    out /= np.linalg.norm(out, axis=1, keepdims=True) + 1e-6
+    normal = raster.vertex_normals(points, tris)
+    normal *= np.where((normal * out).sum(1) < 0, -1.0, 1.0)[:, None]
+    normal = 0.55 * normal + 0.45 * out
+    return normal / (np.linalg.norm(normal, axis=1, keepdims=True) + 1e-6)
 
 
 def _strand_texture(pixels: np.ndarray) -> np.ndarray:
@@ -84,35 +120,24 @@ def _strand_texture(pixels: np.ndarray) -> np.ndarray:
     linear = to_linear(pixels[..., :3]) @ np.array([0.3, 0.55, 0.15])
     solid = pixels[..., 3] > 0.5
     mean = linear[solid].mean() if solid.any() else 1.0
-    relative = np.clip((linear / max(mean, 1e-4) + 0.02) ** 0.65, 0.15, 2.2)
+    relative = np.clip((linear / max(mean, 1e-4) + 0.02) ** 0.55, 0.2, 1.7)
     relative /= relative[solid].mean() if solid.any() else 1.0
     return np.concatenate([np.repeat(relative[..., None], 3, -1), pixels[..., 3:]], -1).astype(np.float32)
-
-
-def _procedural_texture(size: int = 256) -> np.ndarray:
-    """Strands for styles without a texture: streaks along v, fully opaque."""
-    rng = np.random.Generator(np.random.Philox(77))
-    fy, fx = np.fft.fftfreq(size)[:, None] * size, np.fft.fftfreq(size)[None] * size
-    band = np.exp(-(((abs(fx) - 40) / 30) ** 2)) * np.exp(-((fy / 6) ** 2))
-    field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((size, size))) * band).real
-    bright = np.clip(1 + 0.3 * field / field.std(), 0.3, 1.9)
-    return np.stack([bright, bright, bright, np.ones_like(bright)], -1).astype(np.float32)
 
 
 class HairSet:
     """Textures of everything a head wears; read once."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, scalp: np.ndarray) -> None:
         self.head = head
         self._solid: tuple[np.ndarray, ...] | None = None
         self._styles = {
-            name.split("/")[1]: Style(
-                name,
-                _strand_texture(makehuman.read_texture(part.texture, 512)) if part.texture else _procedural_texture(),
-                part.tris, part.uvs,
-            )
-            for name, part in head.parts.items() if name.startswith("hair/")
+            name.split("/")[1]: self._read_style(name)
+            for name, part in head.parts.items() if name.startswith("hair/") and part.texture
         }  # fmt: skip
+        for name in sorted({*GROWN_FEMALE, *GROWN_MALE}):
+            fur = grow(name, head, scalp)
+            self._styles[name] = Style("", fur.texture, fur.tris, fur.uvs, fur.cut, fur.gain, fur)
         self.small = {
             name: makehuman.read_texture(part.texture, 256)
             for name, part in head.parts.items() if name.split("/")[0] in ("eyebrows", "eyelashes") and part.texture
@@ -124,6 +149,18 @@ class HairSet:
         teeth = makehuman.read_texture(path, 256)
         self.teeth = np.concatenate([to_linear(teeth[..., :3]), teeth[..., 3:]], -1).astype(np.float32)
 
+    def _read_style(self, name: str) -> Style:
+        part = self.head.parts[name]
+        if part.texture is None:
+            raise CorpusInvalid(f"hair {name} has no texture; {makehuman.CURE}")
+        x, y, z = self.head.proxy_points(name, self.head.rest).T
+        line = FRINGE.get(name.split("/")[1])
+        cut = np.zeros(len(x))
+        if line is not None:
+            cut = smoothstep(line + 0.06, line - 0.08, y) * smoothstep(0.66, 0.52, abs(x)) * smoothstep(0.85, 1.0, z)
+        texture = _strand_texture(makehuman.read_texture(part.texture, 512))
+        return Style(name, texture, part.tris, part.uvs, cut.astype(np.float32))
+
     def _read_eyes(self) -> dict[str, np.ndarray]:
         """Eye textures by colour, linear, the white made a little whiter (the originals are pinkish grey)."""
         found = {}
@@ -134,6 +171,9 @@ class HairSet:
             pixels = makehuman.read_texture(path, 512)
             linear = to_linear(pixels[..., :3])
             pale = smoothstep(0.35, 0.6, linear.min(-1))[..., None]
+            grey = linear @ np.array([0.3, 0.59, 0.11])
+            iris = np.minimum(linear * 0.62 + grey[..., None] * np.array([0.36, 0.32, 0.28]), 0.38)
+            linear = np.where(pale > 0, linear, iris)
             linear = linear * (1 - 0.5 * pale) + np.array([0.80, 0.78, 0.76]) * 0.5 * pale
             found[material.stem] = np.concatenate([linear, pixels[..., 3:]], -1).astype(np.float32)
         if not found:
@@ -144,8 +184,8 @@ class HairSet:
         """Names of everything drawable."""
         have = self._styles
         return Catalogue(
-            tuple(n for n in (*FEMALE, *BOTH) if n in have),
-            (*(n for n in (*MALE, *BOTH) if n in have), *PAINTED),
+            tuple(n for n in (*FEMALE, *GROWN_FEMALE) if n in have),
+            (*(n for n in (*MALE, *GROWN_MALE) if n in have), *PAINTED),
             tuple(n.split("/")[1] for n in self.small if n.startswith("eyebrows/")),
             tuple(n.split("/")[1] for n in self.small if n.startswith("eyelashes/")),
             tuple(self._eyes), sliders, expressions,
@@ -184,11 +224,12 @@ class HairSet:
         c = self.catalogue({}, ())
         layers = []
         for folder, name, names, tint, bias in (
-            ("eyebrows", face.brow, c.brows, colour * 0.55, 0.06), ("eyelashes", face.lashes, c.lashes, colour * 0.12, 0.02),
+            ("eyebrows", face.brow, c.brows, colour * 0.40, 0.06), ("eyelashes", face.lashes, c.lashes, 0.01 + colour * 0.03, 0.02),
         ):  # fmt: skip
             if names:
                 part = f"{folder}/{name or names[0]}"
                 texture = self.small[part].copy()
                 texture[..., :3] = 1.0
+                texture[..., 3] **= 0.75  # strands thinner than a pixel fade more than they should
                 layers.append((part, texture, tint, bias))
         return layers

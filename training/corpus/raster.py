@@ -164,12 +164,13 @@ def sample(texture: np.ndarray, u: float, v: float, out: np.ndarray) -> None:
 @_jit
 def blend_layer(
     points: np.ndarray, tris: np.ndarray, order: np.ndarray, uvs: np.ndarray, texture: np.ndarray, light: np.ndarray,
-    shine: np.ndarray, zbuf: np.ndarray, image: np.ndarray, solid: bool, bias: float, opacity: float,
+    shine: np.ndarray, cut: np.ndarray, gain: float, zbuf: np.ndarray, image: np.ndarray, solid: bool, bias: float,
 ) -> None:  # fmt: skip
     """Draws textured triangles in `order`, both sides, over image [H,W,3] (linear light).
 
-    Colour = texture.rgb x light + texture.rgb x shine (both [V,3], per vertex). With `solid`, texels of alpha >= 0.85 are written with
-    depth; without it the others are blended, back to front as `order` says. `bias` pulls the layer towards the camera.
+    Colour = texture.rgb x light + texture.rgb x shine (both [V,3], per vertex); alpha = (texture.a - cut) x gain, cut [V]: 0 keeps the
+    strands, 1 removes them, thin ones first. With `solid`, texels of alpha >= 0.85 are written with depth; without it the others are
+    blended, back to front as `order` says. `bias` pulls the layer towards the camera.
     """
     h, w = zbuf.shape
     texel = np.empty(4, np.float32)
@@ -197,10 +198,10 @@ def blend_layer(
                 u = p0 * uvs[t, 0, 0] + p1 * uvs[t, 1, 0] + p2 * uvs[t, 2, 0]
                 v = p0 * uvs[t, 0, 1] + p1 * uvs[t, 1, 1] + p2 * uvs[t, 2, 1]
                 sample(texture, u, v, texel)
-                opaque = texel[3] >= 0.85
-                if opaque != solid or texel[3] < 0.02:
+                alpha = min((texel[3] - p0 * cut[a] - p1 * cut[b] - p2 * cut[c]) * gain, 1.0)
+                if alpha < 0.02 or (alpha >= 0.85) != solid:
                     continue
-                alpha = 1.0 if solid else texel[3] * opacity
+                alpha = 1.0 if solid else alpha
                 for k in range(3):
                     lit = p0 * (light[a, k] + shine[a, k]) + p1 * (light[b, k] + shine[b, k])
                     lit += p2 * (light[c, k] + shine[c, k])

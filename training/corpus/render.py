@@ -15,10 +15,10 @@ from runtime.errors import InvalidArgument
 from training.corpus import raster, shade
 from training.corpus import skin as skin_
 from training.corpus.attributes import Catalogue, FaceAttributes, ViewAttributes
-from training.corpus.hair import HairSet, hair_colour
+from training.corpus.hair import HairSet, Lighting, Style, hair_colour, light_strands
 from training.corpus.head import Head
 from training.corpus.scene import (
-    Camera, Scene, bake_sky, build_scene, depth_map, light_setup, look_from, pose_points,
+    Camera, bake_sky, build_scene, depth_map, light_setup, look_from, pose_points,
 )  # fmt: skip
 
 SUPERSAMPLING = 2
@@ -35,7 +35,7 @@ class Renderer:
         self.skin = skin_.build_skin_map(self.head)
         self.noise = skin_.noise_tiles()
         self.creases = skin_.crease_map()
-        self.hair = HairSet(self.head)
+        self.hair = HairSet(self.head, self.skin.scalp)
         self._sky: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def catalogue(self) -> Catalogue:
@@ -70,47 +70,51 @@ class Renderer:
             self.noise, self.creases, np.array(skin_.WRINKLE_BOX, np.float32), scene.detail, scene.paint, gbuf,
         )  # fmt: skip
         shade.shade(gbuf, ids, lights, colours, to_map, depth, camera.distance, camera.scale, camera.gaze, image)
-        self._layers(face, verts, camera, scene, lights, colours, depth, to_map, zbuf, image, hair_points)
+        self._small_layers(face, verts, camera, colours, zbuf, image)
+        style = self.hair.style(face.hair)
+        if style is not None:
+            lit = Lighting(lights, colours, depth, to_map)
+            light, shine = light_strands(style, hair_points, self.sky(face.hair)[1], hair_colour(face), lit, camera.distance)
+            screen = camera.project(hair_points)
+            self._draw(screen, style, light, shine, zbuf, image)
         return develop(image, self.size)
 
     def _hair_points(self, face: FaceAttributes, verts: np.ndarray, camera: Camera) -> np.ndarray:
         style = self.hair.style(face.hair)
         if style is None:
             return np.zeros((0, 3), np.float32)
-        return pose_points(self.head.proxy_points(style.part, verts), camera)
+        return pose_points(style.points(self.head, verts), camera)
 
-    def _layers(
-        self, face: FaceAttributes, verts: np.ndarray, camera: Camera, scene: Scene, lights: np.ndarray, colours: np.ndarray,
-        depth: np.ndarray, to_map: np.ndarray, zbuf: np.ndarray, image: np.ndarray, hair_points: np.ndarray,
-    ) -> None:  # fmt: skip
-        """Brows, lashes and hair over the lit head."""
-        colour = hair_colour(face)
-        white = np.zeros((0,), np.float32)
-        for name, texture, tint, bias in self.hair.small_layers(face, colour):
+    def _small_layers(
+        self, face: FaceAttributes, verts: np.ndarray, camera: Camera, colours: np.ndarray, zbuf: np.ndarray, image: np.ndarray
+    ) -> None:
+        """Brows and lashes over the lit head; so thin that one light does for all of their vertices."""
+        for name, texture, tint, bias in self.hair.small_layers(face, hair_colour(face)):
             part = self.head.parts[name]
-            points = pose_points(self.head.proxy_points(name, verts), camera)
-            light = np.repeat((tint * (0.25 * colours[0] + 0.6 * colours[3]))[None], len(points), 0).astype(np.float32)
-            self._draw(points, part.tris, part.uvs, texture, light, np.zeros_like(light), camera, zbuf, image, bias, blend_all=True)
-        style = self.hair.style(face.hair)
-        if style is None:
-            return
-        part = self.head.parts[style.part]
-        light, shine = style.light(
-            hair_points, part, self.sky(face.hair)[1], colour, lights, colours, camera, depth, to_map, white
-        )
-        self._draw(hair_points, part.tris, part.uvs, style.texture, light, shine, camera, zbuf, image, 0.0, blend_all=False)
+            screen = camera.project(pose_points(self.head.proxy_points(name, verts), camera))
+            light = np.repeat((tint * (0.25 * colours[0] + 0.6 * colours[3]))[None], len(screen), 0).astype(np.float32)
+            none = np.zeros_like(light)
+            order = _back_to_front(screen, part.tris)
+            for solid in (True, False):
+                raster.blend_layer(
+                    screen, part.tris, order, part.uvs, texture, light, none, none[:, 0].copy(), 1.0, zbuf, image, solid, bias
+                )
 
+    @staticmethod
     def _draw(
-        self, points: np.ndarray, tris: np.ndarray, uvs: np.ndarray, texture: np.ndarray, light: np.ndarray, shine: np.ndarray,
-        camera: Camera, zbuf: np.ndarray, image: np.ndarray, bias: float, *, blend_all: bool,
-    ) -> None:  # fmt: skip
-        screen = camera.project(points)
-        order = np.argsort(-screen[tris].mean(1)[:, 2], kind="stable").astype(np.int64)
-        args = (screen, tris, order, uvs, texture, light, shine, zbuf, image)
-        raster.blend_layer(*args, not blend_all, bias, 1.0)
-        if blend_all:
-            return
-        raster.blend_layer(*args, False, bias, 1.0)
+        screen: np.ndarray, style: Style, light: np.ndarray, shine: np.ndarray, zbuf: np.ndarray, image: np.ndarray
+    ) -> None:
+        """Hair: shells from the skin outwards, strips first where they are solid, then blended back to front."""
+        tris = style.tris
+        order = np.arange(len(tris)) if style.fur is not None else _back_to_front(screen, tris)
+        for solid in (True, False):
+            raster.blend_layer(
+                screen, tris, order, style.uvs, style.texture, light, shine, style.cut, style.gain, zbuf, image, solid, 0.0
+            )
+
+
+def _back_to_front(screen: np.ndarray, tris: np.ndarray) -> np.ndarray:
+    return np.argsort(-screen[tris, 2].mean(1), kind="stable").astype(np.int64)
 
 
 def _background(view: ViewAttributes, full: int) -> np.ndarray:

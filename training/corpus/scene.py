@@ -14,8 +14,8 @@ from training.corpus.head import Head
 from training.corpus.skin import SkinMap, smoothstep, to_linear
 
 CAMERA = 14.0  # dm from the eyes: a portrait lens
-EYES_AT = 0.475  # of the picture's height, from the top
-ZOOM = 0.285  # picture heights per dm on a mean adult head: chin to crown fills about 65 %
+EYES_AT = 0.485  # of the picture's height, from the top
+ZOOM = 0.325  # picture heights per dm on a mean adult head: chin to crown fills about 68 %
 MEAN_EYES, MEAN_MOUTH = 0.58, 0.72  # dm between the eyes, and from them down to the mouth, of a mean adult
 
 
@@ -119,7 +119,7 @@ def _details(hair: HairSet, face: FaceAttributes, rng: np.random.Generator) -> n
     strengths = [old * s for s in (0.55 + 0.8 * r[2], 0.7 + 0.6 * r[3], 0.6 + 0.6 * r[4], 0.45 + 0.6 * r[5])]
     strengths[2] += 0.14
     male = float(smoothstep(0.35, 0.75, face.sex))
-    pores = 0.0007 + 0.0008 * old + 0.0004 * face.sex
+    pores = 0.0004 + 0.0004 * old + 0.0002 * face.sex
     bald = 1.0 if face.hair == "receding" else 0.0
     return np.array(
         [face.stubble * male, hair.paint_density(face.hair), freckles, *strengths, r[6], r[7], pores, 0.05 + 0.03 * old, bald],
@@ -223,9 +223,9 @@ def depth_map(scene: Scene, light: np.ndarray, style: Style | None, hair_points:
     size, half = 320, 2.3
     to_map = light_matrix(light, size, half)
     depth = np.full((size, size), raster.FAR, np.float32)
-    cast(depth, to_map, scene.attr[:, 0:3], scene.tris[: scene.ranges[1]], None)
+    cast(depth, to_map, scene.attr[:, 0:3], scene.tris[: scene.ranges[1]])
     if style is not None:
-        cast(depth, to_map, hair_points, style.tris, style)
+        cast(depth, to_map, hair_points, *style.caster())
     return depth, to_map
 
 
@@ -240,13 +240,15 @@ def light_matrix(light: np.ndarray, size: int, half: float) -> np.ndarray:
     return matrix
 
 
-def cast(depth: np.ndarray, to_map: np.ndarray, points: np.ndarray, tris: np.ndarray, style: Style | None) -> None:
-    """Draws a mesh into a depth map; a hair style with its alpha."""
+def cast(
+    depth: np.ndarray, to_map: np.ndarray, points: np.ndarray, tris: np.ndarray, uvs: np.ndarray | None = None,
+    alpha: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """Draws a mesh into a depth map, with its alpha if it has one."""
     mapped = (points @ to_map[:, :3].T + to_map[:, 3]).astype(np.float32)
-    if style is None:
-        raster.raster_depth(mapped, tris, np.zeros((1, 3, 2), np.float32), np.ones((1, 1), np.float32), depth)
-    else:
-        raster.raster_depth(mapped, tris, style.uvs, np.ascontiguousarray(style.texture[..., 3]), depth)
+    uvs = np.zeros((1, 3, 2), np.float32) if uvs is None else uvs
+    alpha = np.ones((1, 1), np.float32) if alpha is None else alpha
+    raster.raster_depth(mapped, tris, uvs, alpha, depth)
 
 
 def bake_sky(head: Head, hair: HairSet, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -260,7 +262,7 @@ def bake_sky(head: Head, hair: HairSet, name: str) -> tuple[np.ndarray, np.ndarr
     teeth = pose_points(head.proxy_points("teeth/teeth_base", verts), camera)
     points = np.concatenate([skin_points, eyes, teeth])
     style = hair.style(name)
-    strands = pose_points(head.proxy_points(style.part, verts), camera) if style else np.zeros((0, 3), np.float32)
+    strands = pose_points(style.points(head, verts), camera) if style else np.zeros((0, 3), np.float32)
     normals = raster.vertex_normals(points, tris)
     seen, weight = np.zeros(len(points)), np.full(len(points), 1e-6)
     hair_seen = np.zeros(len(strands))
@@ -271,9 +273,9 @@ def bake_sky(head: Head, hair: HairSet, name: str) -> tuple[np.ndarray, np.ndarr
         light = np.array([np.cos(angle) * np.sqrt(1 - y * y), y, np.sin(angle) * np.sqrt(1 - y * y)])
         to_map = light_matrix(light, size, 2.6)
         depth = np.full((size, size), raster.FAR, np.float32)
-        cast(depth, to_map, points, tris, None)
+        cast(depth, to_map, points, tris)
         if style is not None:
-            cast(depth, to_map, strands, style.tris, style)
+            cast(depth, to_map, strands, *style.caster())
         facing = np.clip(normals @ light, 0, None)
         lifted = ((points + 0.02 * normals) @ to_map[:, :3].T + to_map[:, 3]).astype(np.float32)
         seen += facing * raster.vertex_light(depth, lifted, 0.03, 1)

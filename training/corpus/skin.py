@@ -14,7 +14,7 @@ from training.corpus.attributes import FaceAttributes
 from training.corpus.head import Head
 
 # sRGB 0..255 of mid-toned skin. Mixed as log reflectance, the way absorbing pigments mix.
-TONES = {"african": (126, 82, 58), "asian": (221, 173, 138), "caucasian": (228, 178, 152)}
+TONES = {"african": (126, 82, 58), "asian": (209, 161, 127), "caucasian": (219, 170, 146)}
 WRINKLE_BOX = (-0.8, 0.8, 5.9, 8.3)  # x0, x1, y0, y1 in rest space of the crease maps
 WRINKLE_DENSITY = 200  # texels per decimetre
 
@@ -146,7 +146,7 @@ def vertex_albedo(skin: SkinMap, face: FaceAttributes, rng: np.random.Generator)
         nonlocal colour
         colour = colour * (1 + (mask * amount)[:, None] * (np.array(rgb) - 1))
 
-    tint(zones["blush"], (1.06, 0.72, 0.74), light * (0.35 + 0.45 * rng.random() + 0.25 * (1 - face.sex)))
+    tint(zones["blush"], (1.06, 0.72, 0.74), light * (0.2 + 0.4 * rng.random() + 0.2 * (1 - face.sex)))
     tint(zones["nose"], (1.03, 0.76, 0.76), light * (0.3 + 0.4 * rng.random() + 0.3 * old))
     tint(zones["ear"], (1.04, 0.72, 0.70), light * 0.7)
     tint(zones["chin"], (1.02, 0.86, 0.86), light * 0.5)
@@ -176,9 +176,9 @@ def noise_tiles(size: int = 512) -> np.ndarray:
     radius = np.hypot(fx, fy)
     bands = (
         np.where(radius > 0, 1 / (1 + (radius / 6) ** 2), 0),
-        np.exp(-(((radius - 70) / 40) ** 2)),
+        np.exp(-(((radius - 115) / 45) ** 2)),
         np.exp(-(((radius - 26) / 12) ** 2)),
-        np.exp(-(((abs(fx) - 80) / 45) ** 2)) * np.exp(-((fy / 40) ** 2)),
+        np.exp(-(((radius - 95) / 40) ** 2)) * np.exp(-((fy / 75) ** 2)),
     )
     out = []
     for band in bands:
