@@ -102,8 +102,10 @@ class FileSource:
         """Up to `count` mono frames from frame `start`. Raises AudioUnreadable if the file ends too early."""
         parts = [np.zeros(0)]
         with _decoding(self.label):
-            if start:
-                self._file.seek(start)
+            # Seeking in an MP3 without an index lands somewhere near; decoding up to the place is exact.
+            self._file.seek(start if self.exact else 0)
+            for _ in self._parts(0 if self.exact else start):
+                pass
             parts += self._parts(count)
         pcm = np.concatenate(parts)
         if self.exact and pcm.size < min(count, self.frames - start):
@@ -170,7 +172,7 @@ def open_source(speech: str | os.PathLike[str] | bytes) -> Iterator[FileSource]:
 def _check_path(path: str, label: str) -> None:
     """Say in our words what the system would say in its own; refuse pipes and devices, which may never end."""
     try:
-        info = Path(path).stat()
+        info = Path(path or "\0").stat()  # Path("") would be the current directory
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise AudioNotFound(f"{label} does not exist. Check the path.") from None
     except OSError as error:
