@@ -172,7 +172,8 @@ class HairSet:
             linear = to_linear(pixels[..., :3])
             pale = smoothstep(0.35, 0.6, linear.min(-1))[..., None]
             grey = linear @ np.array([0.3, 0.59, 0.11])
-            iris = np.minimum(linear * 0.62 + grey[..., None] * np.array([0.36, 0.32, 0.28]), 0.38)
+            iris = linear * 0.55 + grey[..., None] * np.array([0.42, 0.38, 0.34])
+            iris /= 1 + 2.6 * grey[..., None]
             linear = np.where(pale > 0, linear, iris)
             linear = linear * (1 - 0.5 * pale) + np.array([0.80, 0.78, 0.76]) * 0.5 * pale
             found[material.stem] = np.concatenate([linear, pixels[..., 3:]], -1).astype(np.float32)
@@ -230,6 +231,9 @@ class HairSet:
                 part = f"{folder}/{name or names[0]}"
                 texture = self.small[part].copy()
                 texture[..., :3] = 1.0
-                texture[..., 3] **= 0.75  # strands thinner than a pixel fade more than they should
+                if folder == "eyebrows":
+                    texture[..., 3] **= 0.75  # strands thinner than a pixel fade more than they should
+                else:
+                    texture[..., 3] *= 0.75 - 0.4 * face.sex
                 layers.append((part, texture, tint, bias))
         return layers

@@ -98,7 +98,7 @@ def light_setup(view: ViewAttributes) -> tuple[np.ndarray, np.ndarray]:
     ])  # fmt: skip
     k, f = view.key_strength, view.fill_strength
     colours = np.array([
-        [1.18 * k, 1.08 * k, 0.98 * k], [0.62 * f, 0.68 * f, 0.76 * f], [0.40, 0.42, 0.45], [0.27, 0.29, 0.32], [0.15, 0.125, 0.11],
+        [1.08 * k, 1.0 * k, 0.91 * k], [0.62 * f, 0.68 * f, 0.76 * f], [0.40, 0.42, 0.45], [0.27, 0.29, 0.32], [0.15, 0.125, 0.11],
     ])  # fmt: skip
     return lights, colours
 
@@ -257,7 +257,7 @@ def bake_sky(head: Head, hair: HairSet, name: str) -> tuple[np.ndarray, np.ndarr
     verts = head.blend(face, {})
     camera = look_from(head, verts, ViewAttributes(), 256)
     skin_points = pose_points(head.skin_points(verts), camera)
-    tris, _, ranges = hair.solid(lambda: solid_parts(head, hair))
+    tris, _, _ = hair.solid(lambda: solid_parts(head, hair))
     eyes = pose_points(head.proxy_points("eyes/high-poly", verts), camera)
     teeth = pose_points(head.proxy_points("teeth/teeth_base", verts), camera)
     points = np.concatenate([skin_points, eyes, teeth])

@@ -6,6 +6,7 @@ chin 6.16, top 8.49, nose tip z 1.68), so it follows every blended face. Colours
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,13 +84,14 @@ def _hairline(points: np.ndarray) -> np.ndarray:
     """Height above the hairline; its height over z: forehead, temple, sideburn, over the ear, nape."""
     z = [-1.2, -0.5, 0.2, 0.42, 0.6, 0.72, 0.80, 0.92, 1.05, 1.2, 1.35]
     y = [6.45, 6.5, 6.75, 7.1, 7.3, 7.05, 7.1, 7.62, 7.85, 8.02, 8.1]
-    return points[:, 1] - np.interp(points[:, 2], z, y)
+    ears = smoothstep(0.68, 0.73, abs(points[:, 0])) * smoothstep(7.56, 7.46, points[:, 1]) * smoothstep(0.10, 0.2, points[:, 2])
+    return points[:, 1] - np.interp(points[:, 2], z, y) - 1.2 * ears
 
 
 def _beard(points: np.ndarray, lips: np.ndarray) -> np.ndarray:
     x, y, z = abs(points[:, 0]), points[:, 1], points[:, 2]
     cheek_line = np.interp(z, [0.4, 0.62, 0.75, 0.95, 1.2, 1.4, 1.6], [6.5, 6.95, 7.15, 6.82, 6.66, 6.60, 6.56])
-    jaw = smoothstep(-0.06, 0.07, cheek_line - y) * smoothstep(0.42, 0.62, z) * smoothstep(5.75, 6.1, y)
+    jaw = smoothstep(-0.06, 0.07, cheek_line - y) * smoothstep(0.42, 0.62, z) * smoothstep(5.85, 6.2, y)
     moustache = smoothstep(0.36, 0.26, x) * smoothstep(6.86, 6.80, y) * smoothstep(6.52, 6.6, y) * smoothstep(1.2, 1.3, z)
     corner = smoothstep(0.26, 0.32, x) * smoothstep(0.0, 0.2, z - 1.1) * smoothstep(6.8, 6.6, y)
     return np.maximum(jaw, np.maximum(moustache, jaw * corner)) * smoothstep(0.02, -0.02, lips)
@@ -162,7 +164,8 @@ def vertex_albedo(skin: SkinMap, face: FaceAttributes, rng: np.random.Generator)
 def lip_colour(face: FaceAttributes, rng: np.random.Generator) -> np.ndarray:
     """Linear RGB of the lips: the skin with more blood; women may wear a little colour."""
     tone = base_tone(face)
-    red = np.array([0.92, 0.50, 0.52]) if tone.mean() > 0.2 else np.array([1.0, 0.66, 0.70])
+    pale = float(smoothstep(0.08, 0.35, tone.mean()))
+    red = np.array([0.92, 0.50, 0.52]) * pale + np.array([0.92, 0.74, 0.86]) * (1 - pale)
     natural = tone * red
     made_up = np.array([0.42, 0.07, 0.08]) + rng.random(3) * np.array([0.15, 0.06, 0.08])
     amount = (1 - face.sex) * 0.55 * max(0.0, rng.random() - 0.35)
@@ -190,7 +193,7 @@ def noise_tiles(size: int = 512) -> np.ndarray:
 def _strokes() -> list[tuple[int, float, float, list[tuple[float, float]]]]:
     """Creases as (channel, width, depth, polyline) on the character's left half, rest-space x and y; mirrored later.
 
-    Channels: 0 forehead and frown, 1 around the eyes, 2 folds beside nose and mouth, 3 fine lines of the cheeks and lips.
+    Channels: 0 forehead and frown, 1 around the eyes, 2 folds beside nose and mouth, 3 fine lines above the lip.
     """
     lines: list[tuple[int, float, float, list[tuple[float, float]]]] = []
     for y, reach, depth in ((7.70, 0.34, 0.8), (7.79, 0.40, 1.0), (7.88, 0.38, 0.9), (7.97, 0.30, 0.6)):
@@ -206,9 +209,7 @@ def _strokes() -> list[tuple[int, float, float, list[tuple[float, float]]]]:
     lines.append((2, 0.018, 0.7, [(0.265, 6.58), (0.285, 6.5), (0.29, 6.4)]))
     lines.append((2, 0.022, 0.5, [(0.0, 6.40), (0.08, 6.405), (0.14, 6.38)]))
     for x in (0.03, 0.07, 0.11, 0.15, 0.19):
-        lines.append((3, 0.008, 0.6, [(x, 6.70), (x * 1.1, 6.80)]))
-    for k in range(4):
-        lines.append((3, 0.012, 0.5, [(0.42 + 0.04 * k, 6.95 - 0.05 * k), (0.43 + 0.04 * k, 6.75), (0.40 + 0.03 * k, 6.55)]))
+        lines.append((3, 0.008, 0.35, [(x, 6.70), (x * 1.1, 6.80)]))
     return lines
 
 
@@ -223,7 +224,7 @@ def crease_map() -> np.ndarray:
     for channel, width, depth, line in _strokes():
         best = np.full(xs.shape, np.inf)
         fade = np.zeros(xs.shape)
-        for i, ((ax, ay), (bx, by)) in enumerate(zip(line, line[1:], strict=False)):
+        for i, ((ax, ay), (bx, by)) in enumerate(itertools.pairwise(line)):
             dx, dy = bx - ax, by - ay
             t = np.clip(((side - ax) * dx + (ys - ay) * dy) / (dx * dx + dy * dy), 0, 1)
             distance = np.hypot(side - ax - t * dx, ys - ay - t * dy)
