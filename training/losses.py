@@ -18,9 +18,10 @@ LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
 
 
 def contrastive(speech: Tensor, face: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of both cross-entropies over the in-batch similarity matrix (as CLIP), and the logits [batch, batch].
+    """Mean of both cross-entropies over the similarity matrix of a batch (as CLIP), and the logits.
 
-    `speech`, `face`: unit embeddings [batch, E], row i of both is one person. `log_scale`: learned, log of 1/temperature.
+    `speech`, `face`: unit embeddings [batch, E], row i of both is one person; logits [batch, batch].
+    `log_scale`: learned, log of 1/temperature.
     """
     logits = speech @ face.T * log_scale.clamp(max=MAX_LOGIT_SCALE).exp()
     target = torch.arange(len(logits), device=logits.device)
