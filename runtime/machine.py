@@ -73,31 +73,27 @@ def _affinity() -> set[int]:
 
 def _siblings(cpu: int) -> str:
     """The hyper-threads that share a core with `cpu`, as the kernel lists them; the cpu itself where it does not."""
-    try:
-        return (_CPU_FOLDER / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return str(cpu)
+    return _read(_CPU_FOLDER / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
 
 
 def _quota() -> int | None:
     """Whole cores of the cgroup's CPU quota (version 2, then 1), rounded up; None without a quota."""
+    own = _read(Path("/proc/self/cgroup")).partition("0::")[2].split("\n")[0].strip().lstrip("/")
+    old = f"{_read(_CGROUP / 'cpu' / 'cpu.cfs_quota_us')} {_read(_CGROUP / 'cpu' / 'cpu.cfs_period_us')}"
+    for text in (_read(_CGROUP / own / "cpu.max"), _read(_CGROUP / "cpu.max"), old):
+        limit, _, period = text.strip().partition(" ")
+        if limit.isdigit() and period.strip().isdigit() and int(period):
+            return -(-int(limit) // int(period))
+    return None
+
+
+def _read(path: Path) -> str:
     try:
-        limit, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()[:2]
-    except (OSError, ValueError):
-        try:
-            limit = (_CGROUP / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
-            period = (_CGROUP / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            return None
-    if not (limit.isdigit() and period.isdigit() and int(period)):
-        return None
-    return -(-int(limit) // int(period))
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _cpuinfo() -> list[tuple[str, str]]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    pairs = (line.partition(":") for line in lines)
+    pairs = (line.partition(":") for line in _read(Path("/proc/cpuinfo")).splitlines())
     return [(key.strip(), value.strip()) for key, _, value in pairs]

@@ -42,9 +42,14 @@ def load(bundle: str | os.PathLike[str] | None = None, *, device: str = "auto", 
     takes the physical cores this process may use; give 1 on a machine that is busy with other things.
     Raises the BundleXxx errors, BackendMissing, DeviceUnavailable, BackendFailed, InvalidArgument.
     """
-    count = usable_cores() if threads is None else _integer("threads", threads, 1, MAX_THREADS)
-    settings = Settings(select(device), count)
+    settings = settings_for(device, threads)
     return Pipeline(read_bundle(shipped_bundle() if bundle is None else bundle), settings)
+
+
+def settings_for(device: str = "auto", threads: int | None = None) -> Settings:
+    """What `load` makes of its options. Raises InvalidArgument, BackendMissing, DeviceUnavailable."""
+    count = usable_cores() if threads is None else _integer("threads", threads, 1, MAX_THREADS)
+    return Settings(select(device), count)
 
 
 def shipped_bundle() -> Path:
@@ -97,7 +102,7 @@ class Pipeline:
     @overload
     def generate(
         self,
-        speech: list[Speech],
+        speech: list[Any],
         *,
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
@@ -106,7 +111,7 @@ class Pipeline:
     ) -> list[Portrait]: ...
     def generate(
         self,
-        speech: Speech | list[Speech],
+        speech: Speech | list[Any],
         *,
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
@@ -123,6 +128,7 @@ class Pipeline:
         If one speech of a list is bad the call fails as a whole. Raises the AudioXxx errors, InvalidArgument,
         StepsUnavailable, BackendFailed, Closed.
         """
+        self._check_open()
         clock = _Clock()
         speeches = list(speech) if isinstance(speech, list) else [speech]
         seeds = _seeds(seed, len(speeches))

@@ -1,0 +1,259 @@
+"""How fast this bundle is here: the measurements behind `s2f bench`.
+
+Speech is made in code from a seed, so nothing but a bundle is needed. Cold figures come from fresh processes and are
+taken first, while this one is small. Warm figures are wall times of single calls, after a warm-up; raw values are kept.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import __version__
+from .audio import load_speech
+from .backends import Settings
+from .bundle import read_bundle
+from .doctor import package_versions
+from .errors import BackendFailed, InvalidArgument
+from .machine import cpu_flags, cpu_model, load_average, usable_cores
+from .pipeline import Pipeline, settings_for, shipped_bundle
+
+SCHEMA_VERSION = 1
+RUNS, WARMUP = 200, 20
+PERCENTILES = (50, 90, 99)
+IDLE_SECONDS = 1.0
+IMPORTS, COLD_STARTS = 5, 3
+
+_IMPORT = "import time; t = time.perf_counter(); import {0}; print((time.perf_counter() - t) * 1e3)"
+
+
+def synthetic_speech(rate: int = 16000, seconds: float = 6.0, seed: int = 0) -> npt.NDArray[np.float32]:
+    """A voice-like signal, float32 [rate · seconds]: a wandering pitch with falling harmonics, syllables and breath."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(int(rate * seconds)) / rate
+    pitch = 120 + 60 * rng.random() + 12 * np.sin(2 * math.pi * 0.7 * t) + 5 * np.sin(2 * math.pi * 2.3 * t)
+    phase = 2 * math.pi * np.cumsum(pitch) / rate
+    voiced = np.zeros_like(t)
+    for harmonic in range(1, 20):
+        voiced += np.sin(harmonic * phase + 6 * rng.random()) / harmonic
+    syllables = np.clip(np.sin(2 * math.pi * 2.1 * t) + 0.5, 0, 1)
+    signal = voiced * syllables + 0.05 * rng.standard_normal(t.size)
+    return np.asarray(0.3 * signal / np.abs(signal).max(), dtype=np.float32)
+
+
+def measure(
+    bundle: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    steps: int | None = None,
+    runs: int = RUNS,
+    warmup: int = WARMUP,
+    cold: bool = True,
+) -> dict[str, Any]:
+    """Measure a bundle; returns the report `s2f bench --json` writes. `cold=False` leaves the fresh processes out.
+
+    Takes about (runs + warmup) calls and ten process starts. Raises what `load` and `generate` raise, InvalidArgument
+    for runs or warmup out of range, BackendFailed where a fresh process fails.
+    """
+    for name, value, low in (("runs", runs, 1), ("warmup", warmup, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 1_000_000:
+            raise InvalidArgument(f"{name} must be a whole number in {low}..1000000, not {value!r:.40}.")
+    folder = Path(shipped_bundle() if bundle is None else bundle)
+    load_before = load_average()
+    settings = settings_for(device, threads)
+    once: dict[str, list[float]] = {}
+    process: dict[str, float] = {}
+    if cold:
+        once.update(_cold(folder, settings, steps))
+        process["cold_peak_rss_mb"] = _peak_rss(children=True)
+
+    begin = time.perf_counter_ns()
+    files = read_bundle(folder)
+    once["read_bundle"] = [_since(begin)]
+    begin = time.perf_counter_ns()
+    pipeline = Pipeline(files, settings)
+    once["open_sessions"] = [_since(begin)]
+    del files
+    with pipeline:
+        count = pipeline.manifest.default_steps if steps is None else steps
+        once["first_call"], raw, used = _warm(pipeline, count, runs, warmup)
+        bundle_facts = {"name": pipeline.manifest.name, "sha256": pipeline.identity}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "s2f-bench",
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "version": __version__,
+        "bundle": bundle_facts,
+        "settings": {
+            "device": settings.device,
+            "threads": settings.threads,
+            "steps": count,
+            "batch": 1,
+            "runs": runs,
+            "warmup": warmup,
+        },
+        "machine": {
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "cpu": cpu_model(),
+            "cpu_flags": cpu_flags(),
+            "cpu_count": os.cpu_count(),
+            "usable_cores": usable_cores(),
+            "load_before": load_before,
+            "load_after": load_average(),
+        },
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "process": {**process, **used, "peak_rss_mb": _peak_rss()},
+        "stages_ms": {stage: statistics(values) for stage, values in raw.items()},
+        "once_ms": {name: statistics(values) for name, values in once.items()},
+        "raw_ms": {name: [round(value, 4) for value in values] for name, values in {**once, **raw}.items()},
+    }
+
+
+def statistics(values: list[float]) -> dict[str, float]:
+    """p50, p90, p99 (linear between samples), mean, min, max and count of milliseconds."""
+    points = {f"p{q}": float(np.percentile(values, q)) for q in PERCENTILES}
+    summary = {**points, "mean": float(np.mean(values)), "min": min(values), "max": max(values)}
+    return {**{key: round(value, 4) for key, value in summary.items()}, "count": len(values)}
+
+
+def to_text(report: dict[str, Any]) -> str:
+    """The report as Markdown: a table in milliseconds, then the conditions it holds under."""
+    settings, machine, process = report["settings"], report["machine"], report["process"]
+    columns = ("p50", "p90", "p99", "mean", "min", "max")
+    rows = [f"| ms | {' | '.join(columns)} | n |", "|---" * (len(columns) + 2) + "|"]
+    for name, values in {**report["stages_ms"], **report["once_ms"]}.items():
+        cells = " | ".join(f"{values[column]:.2f}" for column in columns)
+        rows.append(f"| {name.replace('_', ' ')} | {cells} | {values['count']} |")
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in process.items())
+    notes = [
+        f"bundle {report['bundle']['name']} {report['bundle']['sha256'][:12]}, {settings['steps']} steps, batch 1, "
+        f"device {settings['device']}, {settings['threads']} threads, {settings['warmup']} warm-up calls",
+        f"{machine['cpu']}, {machine['usable_cores']} cores usable, {' '.join(machine['cpu_flags'])}",
+        f"load before {machine['load_before']}, after {machine['load_after']}",
+        figures,
+        f"s2f-edge {report['version']}, {versions}",
+    ]
+    return "\n".join([*rows, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+def _warm(
+    pipeline: Pipeline, steps: int, runs: int, warmup: int
+) -> tuple[list[float], dict[str, list[float]], dict[str, float]]:
+    """First call, raw milliseconds per stage of `runs` calls with as many seeds, and what the process used."""
+    speech = (synthetic_speech(), 16000)
+    begin = time.perf_counter_ns()
+    portrait = pipeline.generate(speech, steps=steps)
+    first = _since(begin)
+    for seed in range(warmup):
+        pipeline.generate(speech, steps=steps, seed=seed)
+    names = ("audio", "encoder", *(f"step_{i + 1}" for i in range(steps)), "decoder", "end_to_end")
+    raw: dict[str, list[float]] = {name: [] for name in names}
+    cpu = time.process_time()
+    for seed in range(runs):
+        portrait = pipeline.generate(speech, steps=steps, seed=seed)
+        t = portrait.timings
+        for name, value in zip(names, (t.audio, t.encoder, *t.steps, t.decoder, t.total), strict=True):
+            raw[name].append(value)
+    per_call = (time.process_time() - cpu) * 1e3 / runs
+    cpu = time.process_time()
+    time.sleep(IDLE_SECONDS)
+    idle = (time.process_time() - cpu) * 1e3 / IDLE_SECONDS
+    raw["step"] = [value for name in names if name.startswith("step_") for value in raw[name]]
+    raw["encode_png"] = _repeat(portrait.encode, min(runs, 50))
+    recording = wav_bytes(synthetic_speech(48000), 48000)
+    raw["audio_48k_wav"] = _repeat(lambda: load_speech(recording), min(runs, 50))
+    used = {"cpu_ms_per_call": round(per_call, 3), "idle_cpu_ms_per_s": round(idle, 3), "os_threads": _os_threads()}
+    return [first], raw, used
+
+
+def _cold(folder: Path, settings: Settings, steps: int | None) -> dict[str, list[float]]:
+    """Fresh processes: the import alone, with everything a call needs, and from the shell to a saved PNG."""
+    everything = "runtime.pipeline, onnxruntime, soundfile, soxr, PIL.Image"
+    times = {
+        "import_runtime": [float(_python("-c", _IMPORT.format("runtime"))) for _ in range(IMPORTS)],
+        "import_all": [float(_python("-c", _IMPORT.format(everything))) for _ in range(IMPORTS)],
+        "process_to_png": [],
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        speech, portrait = Path(scratch) / "speech.wav", Path(scratch) / "portrait.png"
+        speech.write_bytes(wav_bytes(synthetic_speech(), 16000))
+        options = ["--device", settings.device, "--threads", str(settings.threads), "--bundle", str(folder.absolute())]
+        options += [] if steps is None else ["--steps", str(steps)]
+        for _ in range(COLD_STARTS):
+            begin = time.perf_counter_ns()
+            _python("-m", "runtime", "generate", str(speech), "-o", str(portrait), *options)
+            times["process_to_png"].append(_since(begin))
+    return times
+
+
+def _python(*arguments: str) -> str:
+    """Standard output of a fresh Python that imports this very package. Raises BackendFailed where it fails."""
+    home = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    if done.returncode:
+        raise BackendFailed(f"A fresh process failed: {done.stderr.strip()[-400:]}")
+    return done.stdout
+
+
+def wav_bytes(pcm: npt.NDArray[np.float32], rate: int) -> bytes:
+    """A 16-bit mono WAV file of pcm [n], −1..1."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((pcm * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def _repeat(action: Callable[[], object], times: int) -> list[float]:
+    spent = []
+    for _ in range(times):
+        begin = time.perf_counter_ns()
+        action()
+        spent.append(_since(begin))
+    return spent
+
+
+def _since(begin: int) -> float:
+    return (time.perf_counter_ns() - begin) / 1e6
+
+
+def _peak_rss(*, children: bool = False) -> float:
+    """Peak resident memory in MiB of this process, or of the largest child; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def _os_threads() -> int:
+    try:
+        return len(list(Path("/proc/self/task").iterdir()))
+    except OSError:
+        return 0

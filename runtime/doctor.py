@@ -1,0 +1,106 @@
+"""What is here, what would be used and why not the rest: the facts behind `s2f doctor`. What is missing never raises."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib import metadata
+
+from . import __version__
+from .backends import PREFERENCE, Device, available
+from .bundle import read_manifest
+from .errors import S2FError
+from .machine import cpu_flags, cpu_model, load_average, usable_cores
+from .pipeline import shipped_bundle
+
+PACKAGES = ("numpy", "soundfile", "soxr", "pillow", "onnxruntime", "onnxruntime-gpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """`chosen` is what device="auto" takes, None if nothing works; `bundle` names the shipped bundle or its problem."""
+
+    version: str
+    python: str
+    system: str
+    cpu: str
+    cpu_flags: list[str]
+    threads: int
+    load: list[float]
+    packages: dict[str, str | None]
+    devices: list[Device]
+    chosen: str | None
+    bundle: str
+    bundle_usable: bool
+
+    @property
+    def healthy(self) -> bool:
+        """Whether `s2f generate` with no option but its input can work here."""
+        return self.chosen is not None and self.bundle_usable
+
+
+def examine() -> Report:
+    """Look at this machine and installation. Opens a tiny graph on each device: can take a second."""
+    devices = available()
+    usable = [device.name for device in devices if device.usable]
+    bundle, bundle_usable = _shipped()
+    return Report(
+        version=__version__,
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=cpu_model(),
+        cpu_flags=cpu_flags(),
+        threads=usable_cores(),
+        load=load_average(),
+        packages=package_versions(),
+        devices=devices,
+        chosen=next((name for name in PREFERENCE if name in usable), None),
+        bundle=bundle,
+        bundle_usable=bundle_usable,
+    )
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of PACKAGES, None for those that are not here."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def to_json(report: Report) -> dict[str, object]:
+    """The report as plain values, with `healthy` and a schema version."""
+    return {"schema_version": 1, "healthy": report.healthy, **dataclasses.asdict(report)}
+
+
+def to_text(report: Report) -> str:
+    """The report for a reader, one fact per line."""
+    packages = ", ".join(f"{name} {version}" for name, version in report.packages.items() if version)
+    lines = [
+        f"s2f-edge   {report.version} on Python {report.python}, {report.system}",
+        f"processor  {report.cpu}; {report.threads} threads by default; load {report.load or 'unknown'}",
+        f"           {' '.join(report.cpu_flags) or 'no known instruction sets'}",
+        f"packages   {packages or 'none'}",
+        f"bundle     {report.bundle}",
+        "devices",
+    ]
+    for device in report.devices:
+        if device.usable:
+            note = "works; the one --device auto takes" if device.name == report.chosen else "works"
+            lines.append(f"  {device.name:8} {device.backend}: {note}")
+        else:
+            lines.append(f"  {device.name:8} {device.backend}: not usable. {device.reason}")
+            lines.append(f"           to change that: {device.cure}")
+    lines.append("Ready." if report.healthy else "Not ready: see above.")
+    return "\n".join(lines) + "\n"
+
+
+def _shipped() -> tuple[str, bool]:
+    try:
+        manifest, identity = read_manifest(shipped_bundle())
+    except S2FError as error:
+        return str(error), False
+    return f"{manifest.name} {identity[:12]} (shipped)", True
