@@ -72,7 +72,7 @@ class Pairs:
 def load_pairs(corpus_dir: Path, split: str, size: int, cache: Path) -> Pairs:
     """One split of a corpus, packed once into `cache`; CorpusInvalid where the corpus cannot serve training."""
     corpus = read_corpus(corpus_dir)
-    identities = tuple(identity for identity in corpus.identities if identity.split == split)
+    identities = corpus.split(split)
     if not identities:
         raise CorpusInvalid(f"corpus {corpus_dir} has no identity in split {split!r}; build it with more identities")
     portraits = min(len(identity.images) for identity in identities)
@@ -109,7 +109,7 @@ def read_clip(path: Path) -> NDArray[np.int16]:
 
 def _key(corpus: Corpus, identities: tuple[Identity, ...], size: int) -> str:
     files = [(i.id, *i.images, *i.clips) for i in identities]
-    return hashlib.sha256(json.dumps([corpus.seed, size, files]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([dict(corpus.info), size, files]).encode()).hexdigest()[:12]
 
 
 def _packed(

@@ -44,7 +44,7 @@ def normalised_latents(encoder: nn.Module, pairs: Pairs, statistics: dict[str, T
 
 def reachable(counts: tuple[int, ...], pairs: Pairs) -> list[int]:
     """The configured counts that the corpus can balance between the sexes, and the largest count it can."""
-    women = sum(identity.sex < 0.5 for identity in pairs.identities)
+    women = sum(identity.sex == "F" for identity in pairs.identities)
     most = 2 * min(women, len(pairs) - women)
     if not most:
         return [len(pairs)]
@@ -54,8 +54,8 @@ def reachable(counts: tuple[int, ...], pairs: Pairs) -> list[int]:
 def balanced(pairs: Pairs, count: int, seed: int) -> list[int]:
     """Rows of `count` faces, half of each sex; smaller counts are the beginning of larger ones."""
     order = np.random.default_rng([seed, 2]).permutation(len(pairs))
-    women = [int(i) for i in order if pairs.identities[i].sex < 0.5]
-    men = [int(i) for i in order if pairs.identities[i].sex >= 0.5]
+    women = [int(i) for i in order if pairs.identities[i].sex == "F"]
+    men = [int(i) for i in order if pairs.identities[i].sex == "M"]
     if not women or not men:
         return [int(i) for i in order[:count]]
     return women[: count // 2] + men[: count - count // 2]
