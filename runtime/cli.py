@@ -23,8 +23,8 @@ UNEXPECTED = 1
 
 RESPECT = (
     "A voice does not determine a face. The output is a plausible portrait drawn by a model; it shows no real person "
-    "and identifies nobody. Not for surveillance, identification or decisions about people. Saved files say that they were "
-    "generated."
+    "and identifies nobody. Not for surveillance, identification or decisions about people. Saved files say that they "
+    "were generated."
 )
 EXIT = (
     "Exit status: 0, or the code of the error shown in brackets; 2 for a command line that cannot be read, 130 when "

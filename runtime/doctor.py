@@ -1,4 +1,4 @@
-"""What is here, what would be used and why not the rest: the facts behind `s2f doctor`. What is missing never raises."""
+"""What is here, what would be used and why not the rest: `s2f doctor`. What is missing is a finding, never an error."""
 
 from __future__ import annotations
 
