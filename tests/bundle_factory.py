@@ -104,3 +104,11 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
     value = json.loads(path.read_bytes())
     change(value)
     path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def put(value: Any, path: str, new: object) -> None:
+    """Set value["a"]["b"][0] from the path "a.b.0"."""
+    *parents, last = path.split(".")
+    for key in parents:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    value[int(last) if isinstance(value, list) else last] = new
