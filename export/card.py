@@ -1,0 +1,102 @@
+"""MODEL_CARD.md: what a bundle is, what it must not be used for, where it comes from, how exactly it was exported."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from export.parity import ParityReport
+from runtime.bundle import Manifest
+
+if TYPE_CHECKING:
+    from export.pipeline import ExportOptions
+
+RESPECT = """## Limits and respect
+
+A voice does not determine a face. A portrait from this model is one of many that fit the statistics of its training
+data; it is not a picture of the speaker. Of a real person's looks, a voice carries a little about sex and age and next
+to nothing else.
+
+- Not for identification: do not compare these portraits with photographs, and do not search for people with them.
+- Not for surveillance, law enforcement, hiring, insurance, border control, or any decision about a person.
+- Do not present a portrait as what somebody looks like, and do not make one of a person who would object.
+- Saved portraits are marked as made by an algorithm (IPTC digitalSourceType trainedAlgorithmicMedia); leave it in.
+- The training data fixes what the model can draw: sex is binary in it, ages, skin tones and accents are those of its
+  sources, and whatever is missing there is drawn badly or not at all.
+"""
+
+
+def render_card(
+    manifest: Manifest, config: dict[str, Any], options: ExportOptions, parity: ParityReport, drift: float
+) -> str:
+    """The card as Markdown. `manifest` need not know the card yet; `config` is the training configuration.
+
+    `drift`: mean grey levels between the portraits of the stored weights and of the trained ones.
+    """
+    parts = [
+        f"# {manifest.name}\n\n{_what(manifest)}",
+        RESPECT,
+        f"## Data\n\n{manifest.training_data}",
+        f"## Licence\n\nThis bundle: {manifest.licence}. Attributions that its sources ask for are part of the data "
+        "statement above and must stay with every copy.",
+        _making(manifest, config, options),
+        _parity_table(parity, drift, options),
+        _files(manifest),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _what(manifest: Manifest) -> str:
+    latent, image = manifest.latent, manifest.image
+    tables = ", ".join(str(n) for n in sorted(manifest.step_tables))
+    return (
+        f"Speech in, portrait out: six seconds of 16 kHz speech to a {image.width}×{image.height} portrait, by latent "
+        "diffusion conditioned on the voice and centred on a statistical face prior. System: SCLDM, rebuilt from its "
+        f"paper; no weights or code of its authors are used. Made by {manifest.generator}.\n\n"
+        f"- latent {latent.channels}×{latent.height}×{latent.width}, condition {manifest.condition.tokens} tokens of "
+        f"{manifest.condition.width}\n"
+        f"- prior: {manifest.prior.mode}, weight {manifest.prior.weight:g}\n"
+        f"- steps: {tables} (default {manifest.default_steps}); guidance {manifest.guidance.default:g}"
+    )
+
+
+def _making(manifest: Manifest, config: dict[str, Any], options: ExportOptions) -> str:
+    steps = ",".join(str(n) for n in sorted(manifest.step_tables))
+    settings = ",\n".join(f' "{key}": {json.dumps(value)}' for key, value in config.items())
+    return (
+        "## How it was made\n\n```\n"
+        f"s2f-train all --config {config['name']} --corpus CORPUS --out RUN_DIR\n"
+        f"s2f-export RUN_DIR -o BUNDLE --name {manifest.name} --steps {steps} --default-steps {manifest.default_steps} "
+        f"--solver {options.solver} --store {options.store} --guidance {manifest.guidance.default:g}\n```\n\n"
+        f"Seed {config.get('seed', 0)}. The whole configuration:\n\n"
+        f"```json\n{{\n{settings}\n}}\n```"
+    )
+
+
+def _parity_table(parity: ParityReport, drift: float, options: ExportOptions) -> str:
+    units = {"decoder": " levels"}
+    rows = [
+        f"| {r.stage} | {r.cases} | {r.max_abs:.2g}{units.get(r.stage, '')} | {r.tolerance:.2g} |"
+        for r in parity.stages
+    ]
+    return "\n".join(
+        [
+            "## Parity with the trained model",
+            "",
+            "ONNX Runtime on a CPU against torch, on seeded inputs of batch 1 and 3.",
+            "",
+            "| graph | cases | largest difference | allowed |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"Whole chain, {parity.chain_steps} steps: at most {parity.chain_max_levels:g} grey levels, "
+            f"{100 * parity.chain_differing:.2g} % of the values differ.",
+            f"Weights stored as {options.store}: the portraits of the same chain move by {drift:.2g} grey levels on "
+            "average against the trained float32 weights.",
+        ]
+    )
+
+
+def _files(manifest: Manifest) -> str:
+    rows = [f"| {s.file} | {s.size:,} | `{s.sha256}` |" for s in manifest.stages.values()]
+    return "\n".join(["## Files", "", "| file | bytes | sha256 |", "|---|---|---|", *rows])

@@ -1,0 +1,95 @@
+"""`s2f-export RUN_DIR -o BUNDLE`: a trained run to a bundle the runtime can open."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.errors import BackendMissing, InvalidArgument, S2FError
+
+if TYPE_CHECKING:
+    from export.pipeline import Exported
+
+NEEDED = ("torch", "diffusers", "safetensors", "onnx", "onnxruntime")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status, which is the code of the error if there is one."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(message)s")
+    try:
+        exported = _export(arguments)
+    except S2FError as error:
+        sys.stderr.write(f"s2f-export: error [{error.code}]: {error}\n")
+        return error.code
+    sys.stdout.write(_summary(exported))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="s2f-export",
+        description="Export a training run as a bundle: three ONNX graphs, everything fused, checked against torch.",
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder that s2f-train wrote")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="new folder for the bundle")
+    parser.add_argument("--name", help="name of the bundle: a-z 0-9 . _ - (default: the configuration's name)")
+    parser.add_argument("--steps", default="4,8,25", help="step counts to make tables for (default: %(default)s)")
+    parser.add_argument(
+        "--default-steps", type=int, default=8, help="steps where the caller names none (default: %(default)s)"
+    )
+    parser.add_argument("--solver", default="dpmpp_2m", choices=("dpmpp_2m", "ddim"), help="default: %(default)s")
+    parser.add_argument(
+        "--store", default="float16", choices=("float16", "float32"), help="weights in the files (default: %(default)s)"
+    )
+    parser.add_argument("--guidance", type=float, default=2.0, help="default guidance scale (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> Exported:
+    for package in NEEDED:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise BackendMissing(
+                f"s2f-export needs {package}; install it with: pip install 's2f-edge[export]'"
+            ) from error
+    from export.pipeline import ExportOptions, export_run
+
+    options = ExportOptions(
+        name=arguments.name,
+        steps=_steps(arguments.steps),
+        default_steps=arguments.default_steps,
+        solver=arguments.solver,
+        store=arguments.store,
+        guidance=arguments.guidance,
+        force=arguments.force,
+    )
+    return export_run(arguments.run_dir, arguments.output, options)
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError as error:
+        raise InvalidArgument(f"--steps is {text!r}; give whole numbers with commas, such as 4,8,25") from error
+
+
+def _summary(exported: Exported) -> str:
+    parity = exported.parity
+    lines = [f"{exported.path}: {exported.manifest.name}, identity {exported.identity}"]
+    for row in parity.stages:
+        stage = exported.manifest.stages[row.stage]
+        unit = " levels" if row.stage == "decoder" else ""
+        lines.append(
+            f"  {stage.file:13} {stage.size / 1e6:8.2f} MB   parity {row.max_abs:.2g}{unit} over {row.cases} cases"
+        )
+    lines.append(f"  whole chain, {parity.chain_steps} steps: at most {parity.chain_max_levels:g} levels from torch")
+    return "\n".join(lines) + "\n"
