@@ -125,10 +125,15 @@ def _strand_texture(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([np.repeat(relative[..., None], 3, -1), pixels[..., 3:]], -1).astype(np.float32)
 
 
+def _grown(fur: Fur) -> Style:
+    return Style("", fur.texture, fur.tris, fur.uvs, fur.cut, fur.gain, fur)
+
+
 class HairSet:
     """Textures of everything a head wears; read once."""
 
-    def __init__(self, head: Head, scalp: np.ndarray) -> None:
+    def __init__(self, head: Head, scalp: np.ndarray, beard: np.ndarray) -> None:
+        """scalp, beard [V]: distance inside the hairline and inside the beard's border, in dm."""
         self.head = head
         self._solid: tuple[np.ndarray, ...] | None = None
         self._styles = {
@@ -136,8 +141,8 @@ class HairSet:
             for name, part in head.parts.items() if name.startswith("hair/") and part.texture
         }  # fmt: skip
         for name in sorted({*GROWN_FEMALE, *GROWN_MALE}):
-            fur = grow(name, head, scalp)
-            self._styles[name] = Style("", fur.texture, fur.tris, fur.uvs, fur.cut, fur.gain, fur)
+            self._styles[name] = _grown(grow(name, head, scalp))
+        self.beard = _grown(grow("beard", head, beard))
         self.small = {
             name: makehuman.read_texture(part.texture, 256)
             for name, part in head.parts.items() if name.split("/")[0] in ("eyebrows", "eyelashes") and part.texture

@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 FAR = np.float32(1e9)
+SOLID, THIN, BOTH = 1, 2, 3
 _jit = numba.njit(cache=True, nogil=True, fastmath=False)
 
 
@@ -164,13 +165,13 @@ def sample(texture: np.ndarray, u: float, v: float, out: np.ndarray) -> None:
 @_jit
 def blend_layer(
     points: np.ndarray, tris: np.ndarray, order: np.ndarray, uvs: np.ndarray, texture: np.ndarray, light: np.ndarray,
-    shine: np.ndarray, cut: np.ndarray, gain: float, zbuf: np.ndarray, image: np.ndarray, solid: bool, bias: float,
+    shine: np.ndarray, cut: np.ndarray, gain: float, zbuf: np.ndarray, image: np.ndarray, mode: int, bias: float,
 ) -> None:  # fmt: skip
     """Draws textured triangles in `order`, both sides, over image [H,W,3] (linear light).
 
     Colour = texture.rgb x light + texture.rgb x shine (both [V,3], per vertex); alpha = (texture.a - cut) x gain, cut [V]: 0 keeps the
-    strands, 1 removes them, thin ones first. With `solid`, texels of alpha >= 0.85 are written with depth; without it the others are
-    blended, back to front as `order` says. `bias` pulls the layer towards the camera.
+    strands, 1 removes them, thin ones first. mode SOLID writes only the texels of alpha >= 0.85, with their depth; mode THIN blends only
+    the others; mode BOTH does either as it comes. `bias` pulls the layer towards the camera.
     """
     h, w = zbuf.shape
     texel = np.empty(4, np.float32)
@@ -199,7 +200,8 @@ def blend_layer(
                 v = p0 * uvs[t, 0, 1] + p1 * uvs[t, 1, 1] + p2 * uvs[t, 2, 1]
                 sample(texture, u, v, texel)
                 alpha = min((texel[3] - p0 * cut[a] - p1 * cut[b] - p2 * cut[c]) * gain, 1.0)
-                if alpha < 0.02 or (alpha >= 0.85) != solid:
+                solid = alpha >= 0.85
+                if alpha < 0.02 or (mode == SOLID and not solid) or (mode == THIN and solid):
                     continue
                 alpha = 1.0 if solid else alpha
                 for k in range(3):

@@ -22,6 +22,7 @@ from training.corpus.scene import (
 )  # fmt: skip
 
 SUPERSAMPLING = 2
+BEARD_FROM = 0.6  # stubble above this is long enough to stand off the skin
 
 
 class Renderer:
@@ -35,7 +36,7 @@ class Renderer:
         self.skin = skin_.build_skin_map(self.head)
         self.noise = skin_.noise_tiles()
         self.creases = skin_.crease_map()
-        self.hair = HairSet(self.head, self.skin.scalp)
+        self.hair = HairSet(self.head, self.skin.scalp, self.skin.beard_border)
         self._sky: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def catalogue(self) -> Catalogue:
@@ -71,9 +72,10 @@ class Renderer:
         )  # fmt: skip
         shade.shade(gbuf, ids, lights, colours, to_map, depth, camera.distance, camera.scale, camera.gaze, image)
         self._small_layers(face, verts, camera, colours, zbuf, image)
+        lit = Lighting(lights, colours, depth, to_map)
+        self._beard(face, verts, camera, lit, zbuf, image)
         style = self.hair.style(face.hair)
         if style is not None:
-            lit = Lighting(lights, colours, depth, to_map)
             light, shine = light_strands(style, hair_points, self.sky(face.hair)[1], hair_colour(face), lit, camera.distance)
             screen = camera.project(hair_points)
             self._draw(screen, style, light, shine, zbuf, image)
@@ -95,10 +97,23 @@ class Renderer:
             light = np.repeat((tint * (0.25 * colours[0] + 0.6 * colours[3]))[None], len(screen), 0).astype(np.float32)
             none = np.zeros_like(light)
             order = _back_to_front(screen, part.tris)
-            for solid in (True, False):
-                raster.blend_layer(
-                    screen, part.tris, order, part.uvs, texture, light, none, none[:, 0].copy(), 1.0, zbuf, image, solid, bias
-                )
+            raster.blend_layer(
+                screen, part.tris, order, part.uvs, texture, light, none, none[:, 0].copy(), 1.0, zbuf, image, raster.BOTH, bias
+            )
+
+    def _beard(
+        self, face: FaceAttributes, verts: np.ndarray, camera: Camera, lit: Lighting, zbuf: np.ndarray, image: np.ndarray
+    ) -> None:
+        """A grown beard over the painted stubble, where a man's stubble passes BEARD_FROM."""
+        length = (face.stubble - BEARD_FROM) / (1 - BEARD_FROM)
+        if length <= 0 or face.sex < 0.5:
+            return
+        style = self.hair.beard
+        fur = style.fur
+        points = pose_points(fur.points(self.head.skin_points(verts), self.head.skin.tris, length), camera)
+        sky = np.tile(self.sky(face.hair)[0][fur.own], len(fur.reach) // len(fur.own))
+        light, shine = light_strands(style, points, sky, hair_colour(face) * 0.85, lit, camera.distance)
+        self._draw(camera.project(points), style, light, shine, zbuf, image)
 
     @staticmethod
     def _draw(
@@ -107,9 +122,9 @@ class Renderer:
         """Hair: shells from the skin outwards, strips first where they are solid, then blended back to front."""
         tris = style.tris
         order = np.arange(len(tris)) if style.fur is not None else _back_to_front(screen, tris)
-        for solid in (True, False):
+        for mode in (raster.BOTH,) if style.fur is not None else (raster.SOLID, raster.THIN):
             raster.blend_layer(
-                screen, tris, order, style.uvs, style.texture, light, shine, style.cut, style.gain, zbuf, image, solid, 0.0
+                screen, tris, order, style.uvs, style.texture, light, shine, style.cut, style.gain, zbuf, image, mode, 0.0
             )
 
 
@@ -119,16 +134,16 @@ def _back_to_front(screen: np.ndarray, tris: np.ndarray) -> np.ndarray:
 
 def _background(view: ViewAttributes, full: int) -> np.ndarray:
     """Linear RGB [full,full,3]: the background colour, lighter behind the head on the key's side, darker to the corners."""
-    y, x = np.meshgrid(np.linspace(-1, 1, full), np.linspace(-1, 1, full), indexing="ij")
+    line = np.linspace(-1, 1, full)
     side = 0.5 * np.sign(view.key_azimuth)
-    fall = np.exp(-(((x + side) ** 2) * 0.45 + (y + 0.15) ** 2 * 0.5))
-    return (skin_.to_linear(np.array(view.background)) * (0.45 + 0.75 * fall[..., None])).astype(np.float32)
+    fall = np.outer(np.exp(-0.5 * (line + 0.15) ** 2), np.exp(-0.45 * (line + side) ** 2)).astype(np.float32)
+    return skin_.to_linear(np.array(view.background)).astype(np.float32) * (np.float32(0.45) + np.float32(0.75) * fall[..., None])
 
 
 def develop(image: np.ndarray, size: int) -> np.ndarray:
     """Linear [S,S,3] to sRGB uint8 [size,size,3]: box mean in linear light, a soft shoulder above 0.6, sRGB curve, rounding."""
     k = image.shape[0] // size
-    small = image.reshape(size, k, size, k, 3).mean((1, 3))
+    small = sum(image[y::k, x::k] for y in range(k) for x in range(k)) / np.float32(k * k)
     high = np.maximum(small - 0.6, 0)
     small = np.clip(np.where(small > 0.6, 0.6 + 0.4 * (1 - np.exp(-high / 0.4)), small), 0, 1)
     srgb = np.where(small <= 0.0031308, 12.92 * small, 1.055 * np.maximum(small, 1e-6) ** (1 / 2.4) - 0.055)

@@ -53,6 +53,7 @@ class SkinMap:
     rest: np.ndarray  # [V,3]
     lips: np.ndarray  # signed distance to the border of the red of the lips
     beard: np.ndarray  # 0..1
+    beard_border: np.ndarray  # signed distance-like depth inside the border of a grown beard
     scalp: np.ndarray  # signed distance-like height above the hairline
     top: np.ndarray  # 0..1 crown and front of the scalp, where men lose hair
     hidden: np.ndarray  # 0..1 inside of the mouth and of the eye sockets
@@ -91,8 +92,9 @@ def _hairline(points: np.ndarray) -> np.ndarray:
 def _beard(points: np.ndarray, lips: np.ndarray) -> np.ndarray:
     x, y, z = abs(points[:, 0]), points[:, 1], points[:, 2]
     cheek_line = np.interp(z, [0.4, 0.62, 0.75, 0.95, 1.2, 1.4, 1.6], [6.5, 6.95, 7.15, 6.82, 6.66, 6.60, 6.56])
-    jaw = smoothstep(-0.06, 0.07, cheek_line - y) * smoothstep(0.42, 0.62, z) * smoothstep(5.85, 6.2, y)
-    moustache = smoothstep(0.36, 0.26, x) * smoothstep(6.86, 6.80, y) * smoothstep(6.52, 6.6, y) * smoothstep(1.2, 1.3, z)
+    jaw = smoothstep(-0.06, 0.07, cheek_line - y) * smoothstep(0.52, 0.70, z) * smoothstep(5.85, 6.2, y)
+    wing = 0.15 + 1.3 * np.clip(6.86 - y, 0, 0.16)
+    moustache = smoothstep(wing + 0.06, wing - 0.04, x) * smoothstep(6.86, 6.80, y) * smoothstep(6.52, 6.6, y) * smoothstep(1.2, 1.3, z)
     corner = smoothstep(0.26, 0.32, x) * smoothstep(0.0, 0.2, z - 1.1) * smoothstep(6.8, 6.6, y)
     return np.maximum(jaw, np.maximum(moustache, jaw * corner)) * smoothstep(0.02, -0.02, lips)
 
@@ -124,7 +126,9 @@ def build_skin_map(head: Head) -> SkinMap:
     }
     lids = np.exp(-((nearest(points, lid_rims) / 0.022) ** 2))
     top = smoothstep(7.9, 8.15, points[:, 1]) * smoothstep(-0.5, -0.1, z)
-    return SkinMap(points, lips, _beard(points, lips), _hairline(points), top, hidden, lids, zones)
+    beard = _beard(points, lips)
+    grown = np.minimum((beard - 0.6) * 0.3, (points[:, 1] - 6.16 + 0.12 * abs(points[:, 0])) * 0.8)
+    return SkinMap(points, lips, beard, grown, _hairline(points), top, hidden, lids, zones)
 
 
 def base_tone(face: FaceAttributes) -> np.ndarray:
