@@ -34,7 +34,7 @@ AGE_SHARE = 0.92  # of the age score's variance that is in the voice
 SHAPE_SHARE = 0.90  # of the length, jaw and neck scores' variance
 # Per sex: F0 base in Hz and log spread, formant base and log spread. Spreads are wider than in life, so that there is
 # something to learn; rate base 1, log spread 0.15 for both.
-VOICE_BASE = {"F": (196.0, 0.15, 1.10, 0.065), "M": (113.0, 0.17, 0.98, 0.065)}
+VOICE_BASE = {"F": (196.0, 0.15, 1.10, 0.065), "M": (113.0, 0.17, 1.00, 0.065)}
 RATE_SPREAD = 0.15
 BREATH_TOP, TREMOR_TOP = 0.75, 0.05
 # Loading of each score on the common ageing factor: old voices are slower, breathier, shakier, and the sexes' F0 meet.
