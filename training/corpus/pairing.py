@@ -49,9 +49,9 @@ VOICE_SLIDERS = (*LENGTH_SLIDERS, *JAW_SLIDERS, *NECK_SLIDERS, "head/head-square
 FREE_SLIDERS = {
     "head/head-oval": 0.30, "head/head-round": 0.25, "head/head-fat": 0.22, "head/head-angle-out": 0.20,
     "head/head-diamond": 0.20, "forehead/forehead-trans-forward": 0.30, "forehead/forehead-temple": 0.30,
-    "forehead/forehead-nubian": 0.25, "eyebrows/eyebrows-angle-up": 0.35, "eyebrows/eyebrows-trans-up": 0.30,
-    "eyes/eye-scale": 0.35, "eyes/eye-trans-out": 0.30, "eyes/eye-trans-up": 0.25, "eyes/eye-height1": 0.30,
-    "eyes/eye-height2": 0.35, "eyes/eye-height3": 0.30, "eyes/eye-corner1-up": 0.35, "eyes/eye-corner2-up": 0.30,
+    "forehead/forehead-nubian": 0.25, "eyebrows/eyebrows-angle-up": 0.20, "eyebrows/eyebrows-trans-up": 0.30,
+    "eyes/eye-scale": 0.35, "eyes/eye-trans-out": 0.30, "eyes/eye-trans-up": 0.25, "eyes/eye-height1": 0.25,
+    "eyes/eye-height2": 0.25, "eyes/eye-height3": 0.25, "eyes/eye-corner1-up": 0.35, "eyes/eye-corner2-up": 0.30,
     "eyes/eye-bag": 0.25, "eyes/eye-eyefold-up": 0.30, "eyes/eye-push1-out": 0.25, "nose/nose-scale-vert": 0.35,
     "nose/nose-scale-horiz": 0.35, "nose/nose-scale-depth": 0.35, "nose/nose-base-up": 0.35, "nose/nose-hump": 0.30,
     "nose/nose-curve-convex": 0.35, "nose/nose-point-up": 0.30, "nose/nose-point-width": 0.35, "nose/nose-width1": 0.30,
@@ -63,9 +63,21 @@ FREE_SLIDERS = {
     "chin/chin-prominent": 0.30, "chin/chin-prognathism": 0.20, "chin/chin-cleft": 0.25, "cheek/cheek-bones": 0.35,
     "cheek/cheek-volume": 0.30, "cheek/cheek-inner": 0.25, "ears/ear-scale": 0.30, "ears/ear-wing": 0.30,
 }  # fmt: skip
+# Centres of the draws that are not 0: a neutral slider set looks a little stern, and the macro shapes leave the sexes
+# closer than faces are.
+FREE_CENTRES = {
+    "F": {
+        "eyebrows/eyebrows-angle-up": 0.22, "eyebrows/eyebrows-trans-up": 0.15, "mouth/mouth-angles-up": 0.15,
+        "eyes/eye-scale": 0.18, "mouth/mouth-upperlip-volume": 0.15, "mouth/mouth-lowerlip-volume": 0.15,
+        "nose/nose-scale-horiz": -0.12, "nose/nose-scale-vert": -0.10, "eyes/eye-height2": 0.10,
+    },
+    "M": {"eyebrows/eyebrows-angle-up": 0.12, "mouth/mouth-angles-up": 0.12, "chin/chin-prominent": 0.10},
+}  # fmt: skip
 SLIDER_LIMIT = 0.9
 BALD_STYLES = ("", "receding", "shaved")
 LONG_STYLES = ("long", "braid", "ponytail")
+SHORT_STYLES = ("short", "crop", "buzz")
+CURLED_STYLES = ("afro", "curls")
 
 HAIR_COLOURS = {
     "black": (0.06, 0.05, 0.05), "espresso": (0.14, 0.09, 0.06), "brown": (0.27, 0.17, 0.10),
@@ -186,15 +198,15 @@ def draw_face(rng: np.random.Generator, voice: VoiceParameters, sex: str, catalo
     shape = shape_of(scores, [float(value) for value in np.clip(rng.standard_normal(3), -2.5, 2.5)])
     shares = _draw_ethnicity(rng)
     male = sex == "M"
-    centre, slope = (0.92, 0.04) if male else (0.07, 0.03)
+    centre, slope = (0.93, 0.04) if male else (0.04, 0.02)
     return FaceAttributes(
         sex=float(np.clip(centre - slope * scores.f0, 0.0, 1.0)),  # a little more of the male shape as F0 falls
         age=age,
         african=shares["african"], asian=shares["asian"], caucasian=shares["caucasian"],
         weight=float(np.clip(0.5 + 0.14 * rng.standard_normal(), 0.2, 0.85)),
-        muscle=float(np.clip((0.58 if male else 0.45) + 0.12 * rng.standard_normal(), 0.2, 0.85)),
-        sliders=_voice_sliders(shape, catalogue) | _free_sliders(rng, catalogue),
-        hair=_draw_hair(rng, male, age, catalogue),
+        muscle=float(np.clip((0.58 if male else 0.42) + 0.10 * rng.standard_normal(), 0.2, 0.85)),
+        sliders=_voice_sliders(shape, catalogue) | _free_sliders(rng, sex, catalogue),
+        hair=_draw_hair(rng, male, age, shares["african"], catalogue),
         hair_colour=_draw_hair_colour(rng, shares),
         brow=_pick(rng, catalogue.brows),
         lashes=_pick(rng, catalogue.lashes),
@@ -231,10 +243,10 @@ def _voice_sliders(shape: tuple[float, float, float], catalogue: Catalogue) -> d
     return {name: _limited(value, name, catalogue) for name, value in wanted.items() if name in catalogue.sliders}
 
 
-def _free_sliders(rng: np.random.Generator, catalogue: Catalogue) -> dict[str, float]:
-    draws = rng.standard_normal(len(FREE_SLIDERS))
+def _free_sliders(rng: np.random.Generator, sex: str, catalogue: Catalogue) -> dict[str, float]:
+    draws, centres = rng.standard_normal(len(FREE_SLIDERS)), FREE_CENTRES[sex]
     return {
-        name: _limited(spread * float(draw), name, catalogue)
+        name: _limited(centres.get(name, 0.0) + spread * float(draw), name, catalogue)
         for (name, spread), draw in zip(FREE_SLIDERS.items(), draws, strict=True)
         if name in catalogue.sliders
     }
@@ -254,19 +266,23 @@ def _draw_ethnicity(rng: np.random.Generator) -> dict[str, float]:
     return {name: float(value) for name, value in zip(names, values / values.sum(), strict=True)}
 
 
-def _draw_hair(rng: np.random.Generator, male: bool, age: float, catalogue: Catalogue) -> str:
-    """A style of the sex; men past 35 lose it more and more often, women past 45 wear it long less often."""
+def _draw_hair(rng: np.random.Generator, male: bool, age: float, african: float, catalogue: Catalogue) -> str:
+    """A style of the sex: men past 35 lose it more often, women past 45 wear it long less often, curls go by origin."""
     thin = float(np.clip((age - 35) / 40, 0, 1)) if male else 0.0
     grey = float(np.clip((age - 45) / 25, 0, 1))
     styles = (catalogue.hair_male if male else catalogue.hair_female) or ("",)
     weights = []
     for style in styles:
         if style in BALD_STYLES:
-            weights.append(0.10 + 1.1 * thin)
+            weights.append(0.08 + 1.1 * thin)
+        elif style.startswith(CURLED_STYLES):
+            weights.append((0.10 + 1.4 * african) * (1.0 - 0.5 * thin))
         elif style.startswith(LONG_STYLES):
-            weights.append(1.0 - 0.6 * grey)
+            weights.append((1.0 - 0.6 * grey) * (1.0 - 0.4 * african))
+        elif style.startswith(SHORT_STYLES):
+            weights.append(1.0 - 0.5 * thin if male else 0.25 + 0.5 * grey)
         else:
-            weights.append(1.0 - 0.5 * thin)
+            weights.append((1.0 - 0.5 * thin) * (1.0 - 0.4 * african))
     shares = np.cumsum(weights) / np.sum(weights)
     return styles[min(int(np.searchsorted(shares, rng.random())), len(styles) - 1)]
 

@@ -220,7 +220,7 @@ def cached_source(speaker: Speaker, cache: Path) -> SourceVoice:
 
 
 def settle(source: SourceVoice, sex: str) -> SourceVoice:
-    """Weigh the measured formant scale and rate against the typical: halves of one recording agree with r = 0.7 only."""
+    """Weigh the measured formant scale and rate against the typical: halves of a recording agree with r = 0.7."""
     typical = TYPICAL_FORMANT_SCALE[sex]
     return replace(
         source,
