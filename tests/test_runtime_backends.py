@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -267,16 +268,17 @@ def test_a_damaged_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_idle_threads_sleep(tmp_path: Path) -> None:
-    """After a call the process uses no processor time: nothing of ours spins."""
-    import time
-
+    """After a call the process uses no processor time: nothing of ours spins (spinning costs 25 ms and more)."""
     from runtime.bench import synthetic_speech
 
+    used = []
     with runtime.load(write_tiny_bundle(tmp_path / "tiny"), device="cpu", threads=2) as pipeline:
-        pipeline.generate((synthetic_speech(), 16000))
-        begin = time.process_time()
-        time.sleep(0.2)
-        assert time.process_time() - begin < 0.05
+        for _ in range(3):
+            pipeline.generate((synthetic_speech(), 16000))
+            begin = time.process_time()
+            time.sleep(0.1)
+            used.append(time.process_time() - begin)
+    assert min(used) < 0.01
 
 
 @pytest.mark.gpu

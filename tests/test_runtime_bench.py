@@ -1,0 +1,95 @@
+"""The bench: complete, honest figures; not how fast they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bundle import write_tiny_bundle
+
+from runtime import bench
+from runtime.errors import DeviceUnavailable, InvalidArgument, StepsUnavailable
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def report(bundle: Path) -> dict[str, Any]:
+    return bench.measure(bundle, device="cpu", threads=1, steps=2, runs=12, warmup=2, cold=False)
+
+
+def test_every_stage_is_there_with_its_raw_values(report: dict[str, Any]) -> None:
+    stages = {"audio", "encoder", "step_1", "step_2", "step", "decoder", "end_to_end", "encode_png", "audio_48k_wav"}
+    assert set(report["stages_ms"]) == stages
+    assert set(report["once_ms"]) == {"read_bundle", "open_sessions", "first_call"}
+    assert len(report["raw_ms"]["end_to_end"]) == 12
+    assert len(report["raw_ms"]["step"]) == 24
+    assert set(report["raw_ms"]) == stages | set(report["once_ms"])
+
+
+def test_the_conditions_are_stated(report: dict[str, Any]) -> None:
+    settings = {"device": "cpu", "threads": 1, "steps": 2, "batch": 1, "runs": 12, "warmup": 2}
+    assert report["settings"] == settings
+    assert report["schema_version"] == 1
+    assert report["bundle"]["name"] == "tiny"
+    assert len(report["bundle"]["sha256"]) == 64
+    assert report["machine"]["cpu"]
+    assert report["versions"]["onnxruntime"] or report["versions"]["onnxruntime-gpu"]
+    assert report["process"]["peak_rss_mb"] > 10
+
+
+def test_parts_do_not_exceed_the_whole(report: dict[str, Any]) -> None:
+    raw = report["raw_ms"]
+    parts = np.sum([raw[name] for name in ("audio", "encoder", "step_1", "step_2", "decoder")], axis=0)
+    assert (parts <= np.array(raw["end_to_end"]) + 0.001).all()
+
+
+def test_the_report_is_plain_json_without_machine_paths(report: dict[str, Any], bundle: Path) -> None:
+    text = json.dumps(report, allow_nan=False)
+    assert json.loads(text) == report
+    assert str(bundle.parent) not in text
+
+
+def test_the_table_reads_well(report: dict[str, Any]) -> None:
+    lines = bench.to_text(report).splitlines()
+    assert lines[0] == "| ms | p50 | p90 | p99 | mean | min | max | n |"
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert any(line.startswith("| end to end | ") for line in lines)
+    assert any("1 threads" in line for line in lines)
+
+
+def test_statistics() -> None:
+    values = [float(v) for v in range(1, 102)]
+    found = bench.statistics(values)
+    assert found == {"p50": 51, "p90": 91, "p99": 100, "mean": 51, "min": 1, "max": 101, "count": 101}
+
+
+def test_default_amount_of_runs() -> None:
+    assert bench.RUNS >= 200
+    assert bench.WARMUP >= 20
+
+
+def test_speech_made_in_code_is_the_same_each_time() -> None:
+    one, two = bench.synthetic_speech(), bench.synthetic_speech()
+    np.testing.assert_array_equal(one, two)
+    assert one.shape == (96000,)
+    assert 0.1 < np.abs(one).max() <= 1
+    assert not np.array_equal(one, bench.synthetic_speech(seed=1))
+
+
+def test_bad_options(bundle: Path) -> None:
+    for runs, warmup in ((0, 0), (-1, 0), (True, 0), (1, -1)):
+        with pytest.raises(InvalidArgument):
+            bench.measure(bundle, runs=runs, warmup=warmup)
+    with pytest.raises(InvalidArgument, match="threads"):
+        bench.measure(bundle, threads=0)
+    with pytest.raises(StepsUnavailable):
+        bench.measure(bundle, steps=3, cold=False)
+    with pytest.raises(DeviceUnavailable):
+        bench.measure(bundle, device="abacus")
