@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class FaceAttributes:
-    """One identity's face. Shares need not sum to 1; they are normalised. Unknown names raise `CorpusInvalid`."""
+    """One identity's face. Shares need not sum to 1; they are normalised. Unknown names raise `InvalidArgument`."""
 
     sex: float  # 0 female … 1 male
     age: float  # years, 15 … 85
@@ -30,7 +30,7 @@ class FaceAttributes:
     lashes: str = ""  # "" takes the first of the catalogue
     eyes: str = "brown"
     skin_tone: float = 0.0  # -1 lighter … 1 darker than the ethnic shares' mean
-    stubble: float = 0.0  # 0 … 1; fades out towards female
+    stubble: float = 0.0  # 0 … 1, above 0.6 a grown beard; fades out towards female
     seed: int = 0  # pores, freckles, blotches, grey strands
 
 

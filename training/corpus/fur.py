@@ -1,7 +1,8 @@
-"""Short hair grown from the scalp as shells: copies of the scalp pushed outwards, each keeping only the strands that reach so far.
+"""Short hair grown from the scalp as shells: copies of the scalp pushed outwards, each keeping only the strands that
+reach so far.
 
-The technique is Lengyel et al., "Real-Time Fur over Arbitrary Surfaces" (2001). It gives the cropped and curly styles that the data
-folder lacks.
+The technique is Lengyel et al., "Real-Time Fur over Arbitrary Surfaces" (2001). It gives the cropped and curly styles
+that the data folder lacks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from training.corpus import raster
 from training.corpus.head import Head
 
 # name: (length in dm, shells, curl size in texture cycles, tiles per UV unit, how ragged the surface is)
-GROWTH = {"crop": (0.11, 8, 75.0, 7.0, 0.5), "beard": (0.10, 7, 65.0, 8.0, 0.55), "curls": (0.26, 12, 20.0, 7.0, 0.6), "afro": (0.55, 16, 26.0, 6.0, 0.5)}
+GROWTH = {
+    "crop": (0.11, 8, 75.0, 7.0, 0.5),
+    "beard": (0.10, 7, 65.0, 8.0, 0.55),
+    "curls": (0.26, 12, 20.0, 7.0, 0.6),
+    "afro": (0.55, 16, 26.0, 6.0, 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Fur:
 
 
 def grow(name: str, head: Head, scalp: np.ndarray) -> Fur:
-    """The shells of one style. scalp [V]: distance inside the border of growth (the hairline) in dm, per skin vertex."""
+    """The shells of one style. scalp [V]: distance inside the border of growth in dm, per skin vertex."""
     length, layers, curl, tiles, ragged = GROWTH[name]
     curly = name in {"curls", "afro"}
     rows = np.flatnonzero((scalp[head.skin.tris] > -0.08).all(1))

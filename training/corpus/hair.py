@@ -1,7 +1,7 @@
 """What grows and what is worn: hair styles, brows, lashes, eye and teeth textures of a data folder, and light on hair.
 
-Hair textures keep only their strands' relative brightness; the colour comes from the face's attributes. Light on hair follows
-Kajiya & Kay (1989): highlights depend on the strand's direction.
+Hair textures keep only their strands' relative brightness; the colour comes from the face's attributes. Light on hair
+follows Kajiya & Kay (1989): highlights depend on the strand's direction.
 """
 
 from __future__ import annotations
@@ -22,22 +22,41 @@ FEMALE = ("bob02", "braid01", "long01", "ponytail01", "short03")
 MALE = ("short01", "short02", "short04")
 GROWN_FEMALE = ("curls", "afro")
 GROWN_MALE = ("crop", "curls", "afro")
-PAINTED = {"": 0.0, "shaved": 0.45, "buzz": 0.92, "receding": 0.88}  # painted on the scalp, no geometry; value: how dense
-UNDER = {"crop": 0.95, "curls": 0.96, "afro": 0.97, "braid01": 0.9, "ponytail01": 0.9}  # paint under a style's geometry; others 0.8
-FRINGE = {"bob02": 7.66, "short03": 7.66}  # styles that hide an eye are cut at this height in rest space, in front of the face
+PAINTED = {
+    "": 0.0,
+    "shaved": 0.45,
+    "buzz": 0.92,
+    "receding": 0.88,
+}  # painted on the scalp, no geometry; value: how dense
+UNDER = {
+    "crop": 0.95,
+    "curls": 0.96,
+    "afro": 0.97,
+    "braid01": 0.9,
+    "ponytail01": 0.9,
+}  # paint under a style's geometry; others 0.8
+# Styles that hide an eye are cut in front of the face: (height, half width) of the cut in rest space, dm.
+FRINGE = {"bob02": (7.66, 0.59), "short03": (7.66, 0.80)}
 
 
 def hair_colour(face: FaceAttributes) -> np.ndarray:
-    """Linear RGB of the hair, greyed with age (from about 35; how early is drawn from the seed)."""
-    early = np.random.Generator(np.random.Philox(key=face.seed & (2**63 - 1), counter=7)).normal(0, 7)
-    grey = float(smoothstep(38, 74, face.age + early))
+    """Linear RGB of the hair, greyed with age (from about 45; how early is drawn from the seed)."""
+    rng = np.random.Generator(np.random.Philox(key=face.seed & (2**63 - 1), counter=7))
+    grey = float(smoothstep(42, 82, face.age + rng.normal(0, 6))) ** 1.3
+    if rng.random() < 0.45:
+        grey *= 0.3 + 0.7 * face.sex  # many women dye it
     silver = to_linear(np.array([0.74, 0.73, 0.71]))
     return to_linear(np.array(face.hair_colour)) * (1 - grey) + silver * grey
 
 
+Caster = tuple[np.ndarray, np.ndarray, np.ndarray]  # what throws shadow: tris [T,3], uvs [T,3,2], alpha [h,w]
+
+
 @dataclass(frozen=True)
 class Style:
-    """A hair style with geometry: texture [H,W,4] (brightness around 1 in rgb, alpha), cut [N] and gain as `raster.blend_layer` takes them."""
+    """A hair style with geometry: texture [H,W,4] (brightness around 1 in rgb, alpha), cut [N] and gain as
+    `raster.blend_layer` takes them.
+    """
 
     part: str
     texture: np.ndarray
@@ -49,10 +68,14 @@ class Style:
 
     def points(self, head: Head, verts: np.ndarray) -> np.ndarray:
         """Model-space vertices [N,3] on a blended head."""
-        return head.proxy_points(self.part, verts) if self.fur is None else self.fur.points(head.skin_points(verts), head.skin.tris)
+        return (
+            head.proxy_points(self.part, verts)
+            if self.fur is None
+            else self.fur.points(head.skin_points(verts), head.skin.tris)
+        )
 
-    def caster(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(tris, uvs, alpha [h,w]) of what throws shadow."""
+    def caster(self) -> Caster:
+        """What throws shadow: the strips that are not cut away, or one shell."""
         if self.fur is not None:
             return self.fur.caster, np.zeros((1, 3, 2), np.float32), np.ones((1, 1), np.float32)
         keep = self.cut[self.tris].mean(1) < 0.5
@@ -70,7 +93,7 @@ class Lighting:
 
 
 def light_strands(
-    style: Style, points: np.ndarray, sky: np.ndarray, colour: np.ndarray, lit: Lighting, camera: float
+    style: Style, points: np.ndarray, *, sky: np.ndarray, colour: np.ndarray, lit: Lighting, camera: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """(diffuse [N,3], shine [N,3]) of a style's vertices in view space. sky [N]: open-sky share; camera: its z."""
     lights, colours = lit.lights, lit.colours
@@ -86,7 +109,7 @@ def light_strands(
     diffuse = key[:, None] * colours[0] + fill[:, None] * colours[1] + ambient + 0.8 * rim[:, None] * colours[2]
     if style.fur is not None:
         depth_in = style.fur.brightness[:, None]
-        return (diffuse * deep * colour * depth_in).astype(np.float32), np.zeros_like(points)
+        return (diffuse * deep * (colour + 0.012) * depth_in).astype(np.float32), np.zeros_like(points)
     tangent = raster.strand_tangents(points, style.tris, style.uvs)
     view = np.array([0.0, 0.0, camera]) - points
     view /= np.linalg.norm(view, axis=1, keepdims=True)
@@ -106,7 +129,7 @@ def light_strands(
 
 
 def _volume_normals(points: np.ndarray, tris: np.ndarray) -> np.ndarray:
-    """Outward unit normals [N,3] of strips of hair: the strip's own, mixed with the direction from the head's middle."""
+    """Outward unit normals [N,3] of hair: the strip's own, mixed with the direction from the head's middle."""
     out = points - np.array([0.0, 0.1, -0.75], np.float32)
     out /= np.linalg.norm(out, axis=1, keepdims=True) + 1e-6
     normal = raster.vertex_normals(points, tris)
@@ -150,7 +173,9 @@ class HairSet:
         self._eyes = self._read_eyes()
         path = makehuman.material_texture(head.data / "teeth" / "materials" / "teeth.mhmat")
         if path is None:
-            raise CorpusInvalid(f"{head.data}/teeth/materials/teeth.mhmat names no texture that is there; {makehuman.CURE}")
+            raise CorpusInvalid(
+                f"{head.data}/teeth/materials/teeth.mhmat names no texture that is there; {makehuman.CURE}"
+            )
         teeth = makehuman.read_texture(path, 256)
         self.teeth = np.concatenate([to_linear(teeth[..., :3]), teeth[..., 3:]], -1).astype(np.float32)
 
@@ -162,7 +187,9 @@ class HairSet:
         line = FRINGE.get(name.split("/")[1])
         cut = np.zeros(len(x))
         if line is not None:
-            cut = smoothstep(line + 0.06, line - 0.08, y) * smoothstep(0.66, 0.52, abs(x)) * smoothstep(0.85, 1.0, z)
+            height, width = line
+            cut = smoothstep(height + 0.06, height - 0.08, y) * smoothstep(width + 0.07, width - 0.07, abs(x))
+            cut *= smoothstep(0.85, 1.0, z)
         texture = _strand_texture(makehuman.read_texture(part.texture, 512))
         return Style(name, texture, part.tris, part.uvs, cut.astype(np.float32))
 
@@ -205,7 +232,9 @@ class HairSet:
             ("lashes", face.lashes, (*c.lashes, "")), ("eye colour", face.eyes, c.eye_colours),
         ):  # fmt: skip
             if name not in known:
-                raise InvalidArgument(f"no {kind} {name!r} in {self.head.data}; choose one of {', '.join(map(repr, known))}")
+                raise InvalidArgument(
+                    f"no {kind} {name!r} in {self.head.data}; choose one of {', '.join(map(repr, known))}"
+                )
 
     def solid(self, build: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """The solid parts' triangles, built at the first call."""
@@ -230,7 +259,8 @@ class HairSet:
         c = self.catalogue({}, ())
         layers = []
         for folder, name, names, tint, bias in (
-            ("eyebrows", face.brow, c.brows, colour * 0.40, 0.06), ("eyelashes", face.lashes, c.lashes, 0.01 + colour * 0.03, 0.02),
+            ("eyebrows", face.brow, c.brows, colour * 0.40, 0.06),
+            ("eyelashes", face.lashes, c.lashes, 0.01 + colour * 0.03, 0.02),
         ):  # fmt: skip
             if names:
                 part = f"{folder}/{name or names[0]}"

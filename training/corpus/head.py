@@ -21,16 +21,25 @@ EYE_HELPERS = ((14598, 14670), (14670, 14742))  # character's left, right
 TONGUE_HELPER = (13380, 13606)
 LANDMARKS = {  # single vertices of mesh hm08
     "l_eye_inner": 7796, "l_eye_outer": 7782, "r_eye_inner": 1104, "r_eye_outer": 1090, "l_mouth_corner": 7272,
-    "r_mouth_corner": 527, "lip_inner_upper": 537, "lip_inner_lower": 540, "nose_tip": 297, "chin_bottom": 991, "head_top": 881,
+    "r_mouth_corner": 527, "lip_inner_upper": 537, "lip_inner_lower": 540, "nose_tip": 297, "chin_bottom": 991,
+    "head_top": 881,
 }  # fmt: skip
 # UV islands of the atlas as (u0, u1, v0, v1): the inside of the mouth, the right and the left eye socket.
-ISLANDS = {"cavity": (0.75, 0.93, 0.0, 0.14), "r_socket": (0.0, 0.08, 0.54, 0.64), "l_socket": (0.08, 0.155, 0.54, 0.64)}
+ISLANDS = {
+    "cavity": (0.75, 0.93, 0.0, 0.14),
+    "r_socket": (0.0, 0.08, 0.54, 0.64),
+    "l_socket": (0.08, 0.155, 0.54, 0.64),
+}
+# MakeHuman's neutral brow reads as a frown; an expression may name these units itself.
+RELAXED = {"eyebrows-left-inner-up": 0.35, "eyebrows-right-inner-up": 0.35, "mouth-corner-puller": 0.08}
 LOWEST, WIDEST = 4.75, 2.6  # of the base mesh: what a portrait can show of the body, decimetres
 
 
 @dataclass(frozen=True)
 class Part:
-    """One drawable mesh: tris [T,3] int32 into its own vertices, uvs [T,3,2] float32, fit to the base mesh (None: the skin)."""
+    """One drawable mesh: tris [T,3] int32 into its own vertices, uvs [T,3,2] float32, fit to the base mesh (None: the
+    skin).
+    """
 
     tris: np.ndarray
     uvs: np.ndarray
@@ -39,9 +48,11 @@ class Part:
 
 
 def triangulate(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """Triangles [T,3] int32 and their UVs [T,3,2] float32 of a quad mesh; the repeated corner of triangles is dropped."""
+    """Triangles [T,3] int32 and their UVs [T,3,2] float32 of a quad mesh; a triangle's repeated corner is dropped."""
     keep = mesh.faces[:, 2] != mesh.faces[:, 3]
-    corners = np.concatenate([np.array([[0, 1, 2]] * len(keep)), np.array([[0, 2, 3]] * int(keep.sum())).reshape(-1, 3)])
+    corners = np.concatenate(
+        [np.array([[0, 1, 2]] * len(keep)), np.array([[0, 2, 3]] * int(keep.sum())).reshape(-1, 3)]
+    )
     rows = np.concatenate([np.arange(len(keep)), np.flatnonzero(keep)])[:, None]
     tris = mesh.faces[rows, corners].astype(np.int32)
     return tris, mesh.uvs[mesh.face_uvs[rows, corners]].astype(np.float32)
@@ -50,8 +61,8 @@ def triangulate(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
 def subdivide(faces: np.ndarray, uvs: np.ndarray, vertices: int) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
     """One Catmull-Clark step (Catmull & Clark 1978) of quads [F,4] as a matrix.
 
-    Returns (matrix [V', V], quads [4F,4], uvs [4F,4,2]): new points are vertices, then edges, then faces; at a border the
-    vertex stays and the edge point is the middle. uvs [F,4,2] are split linearly.
+    Returns (matrix [V', V], quads [4F,4], uvs [4F,4,2]): new points are vertices, then edges, then faces; at a border
+    the vertex stays and the edge point is the middle. uvs [F,4,2] are split linearly.
     """
     f = len(faces)
     ends = np.sort(np.stack([faces, np.roll(faces, -1, 1)], -1).reshape(-1, 2), 1)
@@ -63,7 +74,9 @@ def subdivide(faces: np.ndarray, uvs: np.ndarray, vertices: int) -> tuple[sparse
     touch = sparse.csr_matrix((ones(4 * f), (edge_of.ravel(), np.repeat(np.arange(f), 4))), (e, f))
     inner = np.asarray(touch.sum(1)).ravel() == 2
     middles = sparse.csr_matrix((ones(2 * e) / 2, (np.repeat(np.arange(e), 2), edges.ravel())), (e, vertices))
-    edge_pts = sparse.diags(np.where(inner, 0.5, 1.0)) @ middles + sparse.diags(np.where(inner, 0.25, 0.0)) @ touch @ face_pts
+    edge_pts = (
+        sparse.diags(np.where(inner, 0.5, 1.0)) @ middles + sparse.diags(np.where(inner, 0.25, 0.0)) @ touch @ face_pts
+    )
     around_f = sparse.csr_matrix((ones(4 * f), (faces.ravel(), np.repeat(np.arange(f), 4))), (vertices, f))
     around_e = sparse.csr_matrix((ones(2 * e), (edges.ravel(), np.repeat(np.arange(e), 2))), (vertices, e))
     n = np.maximum(np.asarray(around_f.sum(1)).ravel(), 1)
@@ -88,7 +101,9 @@ class Head:
         self.data = makehuman.find_data(data_dir)
         self.base = makehuman.read_obj(self.data / "3dobjs" / "base.obj")
         if len(self.base.verts) != 19158:
-            raise CorpusInvalid(f"{self.data}/3dobjs/base.obj has {len(self.base.verts)} vertices, mesh hm08 has 19158; {makehuman.CURE}")
+            raise CorpusInvalid(
+                f"{self.data}/3dobjs/base.obj has {len(self.base.verts)} vertices, hm08 has 19158; {makehuman.CURE}"
+            )
         proxies = self._read_proxies()
         quads = self._body_quads()
         self._number_active(quads, proxies)
@@ -168,7 +183,9 @@ class Head:
         targets = self.data / "targets"
         macro = sorted((targets / "macrodetails").glob("*.target"))
         if len(macro) < 24:
-            raise CorpusInvalid(f"{targets / 'macrodetails'} has {len(macro)} targets, 24 or more are needed; {makehuman.CURE}")
+            raise CorpusInvalid(
+                f"{targets / 'macrodetails'} has {len(macro)} targets, 24 or more are needed; {makehuman.CURE}"
+            )
         adult = [p for p in macro if "baby" not in p.stem]
         self._macro = {p.stem: self._restricted(p) for p in adult}
         files = makehuman.slider_files(self.data)
@@ -188,7 +205,9 @@ class Head:
         }  # fmt: skip
 
     def blend(self, face: FaceAttributes, expression: dict[str, float]) -> np.ndarray:
-        """Deformed active vertices [A,3] float64. Raises InvalidArgument for a slider or expression the folder does not have."""
+        """Deformed active vertices [A,3] float64. Raises InvalidArgument for a slider or expression the folder does
+        not have.
+        """
         shares = (face.african, face.asian, face.caucasian)
         values = makehuman.macro_values(face.sex, face.age, shares, face.muscle, face.weight)
         verts = self.rest.copy()
@@ -205,9 +224,12 @@ class Head:
             value = face.sliders[name]
             for low, high in self._sliders[name]:
                 move(high if value > 0 else low, abs(value))
+        expression = {unit: amount for unit, amount in RELAXED.items() if unit in self.expressions} | expression
         for unit in sorted(expression):
             if unit not in self.expressions:
-                raise InvalidArgument(f"no expression unit {unit!r} in {self.data}; Renderer.catalogue().expressions lists them")
+                raise InvalidArgument(
+                    f"no expression unit {unit!r} in {self.data}; Renderer.catalogue().expressions lists them"
+                )
             for race in ("african", "asian", "caucasian"):
                 move(self._units.get((race, unit)), expression[unit] * values[race])
         tongue = self.slot[np.arange(*TONGUE_HELPER)]

@@ -1,7 +1,7 @@
 """Reads a MakeHuman data folder: base mesh, targets, fitted proxies, materials, slider definitions.
 
-Only formats live here; what a head is made of is decided in `head`. Every fault of the folder is a `CorpusInvalid` that names the file.
-Units are decimetres, +Y up, +Z out of the face, +X the character's left.
+Only formats live here; what a head is made of is decided in `head`. Every fault of the folder is a `CorpusInvalid`
+that names the file. Units are decimetres, +Y up, +Z out of the face, +X the character's left.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CURE = "give the folder that holds MakeHuman's `data` folder, complete (see trai
 
 @dataclass(frozen=True)
 class Mesh:
-    """verts [V,3] float64, faces [F,4] int (a triangle repeats its last vertex), uvs [T,2] (v up), face_uvs [F,4] int."""
+    """verts [V,3] float64, faces [F,4] int (triangles repeat the last vertex), uvs [T,2] (v up), face_uvs [F,4] int."""
 
     verts: np.ndarray
     faces: np.ndarray
@@ -170,7 +170,10 @@ def _modifiers(data: Path) -> list[tuple[str, str, str | None, str | None]]:
     try:
         groups = json.loads(read_text(path))
         found = [
-            (g["group"], m["target"], m.get("min"), m.get("max")) for g in groups for m in g["modifiers"] if "target" in m
+            (g["group"], m["target"], m.get("min"), m.get("max"))
+            for g in groups
+            for m in g["modifiers"]
+            if "target" in m
         ]
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusInvalid(f"damaged slider definitions {path}: {error!r}; {CURE}") from error
@@ -182,8 +185,9 @@ def _modifiers(data: Path) -> list[tuple[str, str, str | None, str | None]]:
 def slider_files(data: Path) -> dict[str, list[tuple[Path | None, Path]]]:
     """Slider name -> its (negative, positive) target files; one pair, or a left and a right pair.
 
-    The name is `group/target`, with the positive direction appended unless it is `incr` (so the three axes of `nose-trans` differ),
-    and without the side. MakeHuman's `group/target-min|max` and the sided names are listed too, but not by `logical_sliders`.
+    The name is `group/target`, with the positive direction appended unless it is `incr` (so the three axes of `nose-
+    trans` differ), and without the side. MakeHuman's `group/target-min|max` and the sided names are listed too, but
+    not by `logical_sliders`.
     """
     table: dict[str, list[tuple[Path | None, Path]]] = {}
     for group, target, low, high in _modifiers(data):

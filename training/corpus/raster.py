@@ -1,7 +1,9 @@
+# ruff: noqa: PLR0917  (numba kernels take flat positional arrays)
 """A small software rasteriser: visibility, depth, alpha-blended layers, normals. Numba kernels, one thread, no GL.
 
-Screen points are `[V,3]` float32: x and y in pixels (y down, pixel centres at .5), z = distance from the camera (larger is
-farther). Attributes are interpolated with perspective-correct barycentrics (weights divided by z, as in Heckbert 1989).
+Screen points are `[V,3]` float32: x and y in pixels (y down, pixel centres at .5), z = distance from the camera
+(larger is farther). Attributes are interpolated with perspective-correct barycentrics (weights divided by z, as in
+Heckbert 1989).
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ def _edge(ax: float, ay: float, bx: float, by: float, px: float, py: float) -> f
 
 @_jit
 def raster_visible(points: np.ndarray, tris: np.ndarray, zbuf: np.ndarray, ids: np.ndarray, bary: np.ndarray) -> None:
-    """Writes the nearest front-facing triangle per pixel: zbuf [H,W], ids [H,W] int32, bary [H,W,2] (weights of corners 1, 2)."""
+    """Writes the nearest front-facing triangle per pixel: zbuf [H,W], ids [H,W] int32, bary [H,W,2] (weights of
+    corners 1, 2).
+    """
     h, w = zbuf.shape
     for t in range(tris.shape[0]):
         a, b, c = tris[t, 0], tris[t, 1], tris[t, 2]
@@ -89,7 +93,9 @@ def raster_visible(points: np.ndarray, tris: np.ndarray, zbuf: np.ndarray, ids: 
 
 @_jit
 def raster_depth(points: np.ndarray, tris: np.ndarray, uvs: np.ndarray, alpha: np.ndarray, zbuf: np.ndarray) -> None:
-    """Nearest depth, both sides, parallel projection. A texel with alpha < 0.5 lets light through; alpha [h,w], uvs [T,3,2]."""
+    """Nearest depth, both sides, parallel projection. A texel with alpha < 0.5 lets light through; alpha [h,w], uvs
+    [T,3,2].
+    """
     h, w = zbuf.shape
     th, tw = alpha.shape
     for t in range(tris.shape[0]):
@@ -169,9 +175,10 @@ def blend_layer(
 ) -> None:  # fmt: skip
     """Draws textured triangles in `order`, both sides, over image [H,W,3] (linear light).
 
-    Colour = texture.rgb x light + texture.rgb x shine (both [V,3], per vertex); alpha = (texture.a - cut) x gain, cut [V]: 0 keeps the
-    strands, 1 removes them, thin ones first. mode SOLID writes only the texels of alpha >= 0.85, with their depth; mode THIN blends only
-    the others; mode BOTH does either as it comes. `bias` pulls the layer towards the camera.
+    Colour = texture.rgb x light + texture.rgb x shine (both [V,3], per vertex); alpha = (texture.a - cut) x gain, cut
+    [V]: 0 keeps the strands, 1 removes them, thin ones first. mode SOLID writes only the texels of alpha >= 0.85,
+    with their depth; mode THIN blends only the others; mode BOTH does either as it comes. `bias` pulls the layer
+    towards the camera.
     """
     h, w = zbuf.shape
     texel = np.empty(4, np.float32)

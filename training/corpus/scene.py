@@ -1,4 +1,6 @@
-"""From attributes to geometry in view space: pose, camera, lights, the list of visible surfaces, and what hides the sky from them."""
+"""From attributes to geometry in view space: pose, camera, lights, the list of visible surfaces, and what hides the
+sky from them.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import numpy as np
 from training.corpus import raster, shade
 from training.corpus import skin as skin_
 from training.corpus.attributes import FaceAttributes, ViewAttributes
-from training.corpus.hair import PAINTED, HairSet, Style, hair_colour
+from training.corpus.hair import PAINTED, Caster, HairSet, Style, hair_colour
 from training.corpus.head import Head
 from training.corpus.skin import SkinMap, smoothstep, to_linear
 
@@ -55,7 +57,7 @@ class Scene:
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Degrees to a matrix: yaw about y, pitch about x (positive up), roll about z (positive clockwise in the picture)."""
+    """Degrees to a matrix: yaw about y, pitch about x (positive up), roll about z (positive clockwise)."""
     y, p, r = np.radians([yaw, -pitch, -roll])
     ry = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
     rx = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
@@ -88,6 +90,7 @@ def pose_points(points: np.ndarray, camera: Camera, follow: np.ndarray | None = 
 
 def light_setup(view: ViewAttributes) -> tuple[np.ndarray, np.ndarray]:
     """Directions to key, fill, rim [3,3] and linear colours of key, fill, rim, sky, ground [5,3]."""
+
     def direction(azimuth: float, elevation: float) -> list[float]:
         a, e = np.radians([azimuth, elevation])
         return [np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)]
@@ -98,7 +101,8 @@ def light_setup(view: ViewAttributes) -> tuple[np.ndarray, np.ndarray]:
     ])  # fmt: skip
     k, f = view.key_strength, view.fill_strength
     colours = np.array([
-        [1.08 * k, 1.0 * k, 0.91 * k], [0.62 * f, 0.68 * f, 0.76 * f], [0.40, 0.42, 0.45], [0.27, 0.29, 0.32], [0.15, 0.125, 0.11],
+        [1.08 * k, 1.0 * k, 0.91 * k], [0.62 * f, 0.68 * f, 0.76 * f], [0.40, 0.42, 0.45],
+        [0.27, 0.29, 0.32], [0.15, 0.125, 0.11],
     ])  # fmt: skip
     return lights, colours
 
@@ -122,13 +126,23 @@ def _details(hair: HairSet, face: FaceAttributes, rng: np.random.Generator) -> n
     pores = 0.0004 + 0.0004 * old + 0.0002 * face.sex
     bald = 1.0 if face.hair == "receding" else 0.0
     return np.array(
-        [face.stubble * male, hair.paint_density(face.hair), freckles, *strengths, r[6], r[7], pores, 0.05 + 0.03 * old, bald],
+        [
+            face.stubble * male,
+            hair.paint_density(face.hair),
+            freckles,
+            *strengths,
+            r[6],
+            r[7],
+            pores,
+            0.05 + 0.03 * old,
+            bald,
+        ],
         np.float32,
     )
 
 
 def _skin_block(
-    head: Head, skin: SkinMap, face: FaceAttributes, verts: np.ndarray, camera: Camera, rng: np.random.Generator
+    head: Head, skin: SkinMap, face: FaceAttributes, verts: np.ndarray, *, camera: Camera, rng: np.random.Generator
 ) -> np.ndarray:
     """Attributes of the skin's vertices, all but the open sky."""
     rest = skin.rest
@@ -172,7 +186,9 @@ def _between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.eye(3) + k + k @ k / (1 + a @ b)
 
 
-def _plain_block(head: Head, name: str, verts: np.ndarray, camera: Camera, tint: tuple[float, float, float]) -> np.ndarray:
+def _plain_block(
+    head: Head, name: str, verts: np.ndarray, camera: Camera, tint: tuple[float, float, float]
+) -> np.ndarray:
     points = pose_points(head.proxy_points(name, verts), camera)
     attr = np.zeros((len(points), shade.COLUMNS), np.float32)
     attr[:, 0:3] = points
@@ -198,12 +214,12 @@ def solid_parts(head: Head, hair: HairSet) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def build_scene(
-    head: Head, hair: HairSet, skin: SkinMap, face: FaceAttributes, view: ViewAttributes, verts: np.ndarray, camera: Camera,
-    rng: np.random.Generator, sky: np.ndarray,
+    head: Head, hair: HairSet, skin: SkinMap, face: FaceAttributes, view: ViewAttributes, *, verts: np.ndarray,
+    camera: Camera, rng: np.random.Generator, sky: np.ndarray,
 ) -> Scene:  # fmt: skip
     """Everything opaque of one portrait."""
     blocks = [
-        _skin_block(head, skin, face, verts, camera, rng), _eye_block(head, verts, camera),
+        _skin_block(head, skin, face, verts, camera=camera, rng=rng), _eye_block(head, verts, camera),
         _plain_block(head, "teeth/teeth_base", verts, camera, (0.85, 0.80, 0.74)),
     ]  # fmt: skip
     attr = np.concatenate(blocks)
@@ -212,20 +228,26 @@ def build_scene(
     colour = hair_colour(face)
     tone = skin_.base_tone(face)
     painted = colour * 0.55 + tone * 0.06 if face.hair in PAINTED else colour * 0.5
-    paint = np.stack([skin_.lip_colour(face, rng), painted, to_linear(np.array(view.garment)), colour * 0.5 + tone * 0.08])
+    paint = np.stack(
+        [skin_.lip_colour(face, rng), painted, to_linear(np.array(view.garment)), colour * 0.5 + tone * 0.08]
+    )
     return Scene(
         camera.project(attr[:, 0:3]), tris, uvs, attr, ranges, _details(hair, face, rng), paint.astype(np.float32)
     )
 
 
-def depth_map(scene: Scene, light: np.ndarray, style: Style | None, hair_points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The key light's depth map [R,R] and the [3,4] matrix from view space to it (x, y in its pixels, z away from the light)."""
+def depth_map(
+    scene: Scene, light: np.ndarray, style: Style | None, hair_points: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The key light's depth map [R,R] and the [3,4] matrix from view space to it (x, y in its pixels, z away from the
+    light).
+    """
     size, half = 320, 2.3
     to_map = light_matrix(light, size, half)
     depth = np.full((size, size), raster.FAR, np.float32)
-    cast(depth, to_map, scene.attr[:, 0:3], scene.tris[: scene.ranges[1]])
+    cast(depth, to_map, scene.attr[:, 0:3], opaque(scene.tris[: scene.ranges[1]]))
     if style is not None:
-        cast(depth, to_map, hair_points, *style.caster())
+        cast(depth, to_map, hair_points, style.caster())
     return depth, to_map
 
 
@@ -240,19 +262,21 @@ def light_matrix(light: np.ndarray, size: int, half: float) -> np.ndarray:
     return matrix
 
 
-def cast(
-    depth: np.ndarray, to_map: np.ndarray, points: np.ndarray, tris: np.ndarray, uvs: np.ndarray | None = None,
-    alpha: np.ndarray | None = None,
-) -> None:  # fmt: skip
-    """Draws a mesh into a depth map, with its alpha if it has one."""
+def cast(depth: np.ndarray, to_map: np.ndarray, points: np.ndarray, caster: Caster) -> None:
+    """Draws a mesh (tris, uvs, alpha) of view-space points [V,3] into a depth map."""
     mapped = (points @ to_map[:, :3].T + to_map[:, 3]).astype(np.float32)
-    uvs = np.zeros((1, 3, 2), np.float32) if uvs is None else uvs
-    alpha = np.ones((1, 1), np.float32) if alpha is None else alpha
-    raster.raster_depth(mapped, tris, uvs, alpha, depth)
+    raster.raster_depth(mapped, *caster, depth)
+
+
+def opaque(tris: np.ndarray) -> Caster:
+    """A caster without holes."""
+    return tris, np.zeros((1, 3, 2), np.float32), np.ones((1, 1), np.float32)
 
 
 def bake_sky(head: Head, hair: HairSet, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the sky each vertex of the solid parts and of the hair sees on a neutral head, cosine-weighted (64 directions)."""
+    """Share of the sky each vertex of the solid parts and of the hair sees on a neutral head, cosine-weighted (64
+    directions).
+    """
     face = FaceAttributes(sex=0.5, age=30)
     verts = head.blend(face, {})
     camera = look_from(head, verts, ViewAttributes(), 256)
@@ -273,9 +297,9 @@ def bake_sky(head: Head, hair: HairSet, name: str) -> tuple[np.ndarray, np.ndarr
         light = np.array([np.cos(angle) * np.sqrt(1 - y * y), y, np.sin(angle) * np.sqrt(1 - y * y)])
         to_map = light_matrix(light, size, 2.6)
         depth = np.full((size, size), raster.FAR, np.float32)
-        cast(depth, to_map, points, tris)
+        cast(depth, to_map, points, opaque(tris))
         if style is not None:
-            cast(depth, to_map, strands, *style.caster())
+            cast(depth, to_map, strands, style.caster())
         facing = np.clip(normals @ light, 0, None)
         lifted = ((points + 0.02 * normals) @ to_map[:, :3].T + to_map[:, 3]).astype(np.float32)
         seen += facing * raster.vertex_light(depth, lifted, 0.03, 1)

@@ -1,8 +1,10 @@
+# ruff: noqa: PLR0917  (numba kernels take flat positional arrays)
 """Per-pixel shading of the visible surfaces: what they are made of (`surface`), then light on them (`shade`).
 
-Attribute columns per vertex: 0-2 position (view space, camera on +z), 3-5 normal, 6-8 albedo (linear), 9 open sky 0..1, 10 lips, 11 beard,
-12 scalp, 13 gloss, 14-16 rest position (eyes: view-space direction from the eye's centre), 17 garment, 18 lit by the key 0..1 (unused: skin
-asks the depth map), 19 inside of the mouth. Skin follows Penner's wrap-lit red terminator (2010) and a GGX lobe (Walter et al. 2007).
+Attribute columns per vertex: 0-2 position (view space, camera on +z), 3-5 normal, 6-8 albedo (linear), 9 open sky
+0..1, 10 lips, 11 beard, 12 scalp, 13 gloss, 14-16 rest position (eyes: view-space direction from the eye's centre),
+17 garment, 18 top of the scalp, 19 inside of the mouth or the sockets. Skin follows Penner's wrap-lit red terminator
+(2010) and a GGX lobe (Walter et al. 2007).
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ def _skin_detail(
     a: np.ndarray, colour: np.ndarray, noise: np.ndarray, creases: np.ndarray, box: np.ndarray, detail: np.ndarray,
     paint: np.ndarray, n4: np.ndarray, w4: np.ndarray,
 ) -> tuple[float, float, int]:  # fmt: skip
-    """Lips, stubble, scalp, freckles, creases, cloth on one skin pixel: changes colour; returns (height dm, gloss, material).
+    """Lips, stubble, scalp, freckles, creases, cloth on one skin pixel: changes colour; returns (height dm, gloss,
+    material).
 
-    detail: 0 stubble, 1 painted scalp, 2 freckles, 3-6 crease strengths, 7-8 noise offset, 9 pores, 10 blotches, 11 bald top.
-    paint [4,3]: lips, hair on the skin, garment, beard.
+    detail: 0 stubble, 1 painted scalp, 2 freckles, 3-6 crease strengths, 7-8 noise offset, 9 pores, 10 blotches, 11
+    bald top. paint [4,3]: lips, hair on the skin, garment, beard.
     """
     u = np.arctan2(a[14], a[16] - 0.45) * 0.95
     sample(noise, u / 1.6 + detail[7], a[15] / 1.6 + detail[8], n4)
@@ -84,7 +87,8 @@ def surface(
     eye: np.ndarray, teeth: np.ndarray, noise: np.ndarray, creases: np.ndarray, box: np.ndarray, detail: np.ndarray,
     paint: np.ndarray, gbuf: np.ndarray,
 ) -> None:  # fmt: skip
-    """Fills gbuf [H,W,16]: 0-2 position, 3-5 normal, 6-8 albedo, 9 open sky, 10 gloss, 11 height, 12 material, 13-15 rest or eye direction.
+    """Fills gbuf [H,W,16]: 0-2 position, 3-5 normal, 6-8 albedo, 9 open sky, 10 gloss, 11 height, 12 material, 13-15
+    rest or eye direction.
 
     ranges: first triangle of the eyes, of the teeth. eye, teeth: RGBA textures in linear light.
     """
@@ -151,7 +155,9 @@ def _spec(n: np.ndarray, l: np.ndarray, v: np.ndarray, rough: float, f0: float) 
 
 @_jit
 def _bump(gbuf: np.ndarray, x: int, y: int, scale: float, n: np.ndarray) -> None:
-    """Tilts the normal by the height's slope on the screen (Mikkelsen 2010, for a nearly parallel camera); scale: pixels per dm."""
+    """Tilts the normal by the height's slope on the screen (Mikkelsen 2010, for a nearly parallel camera); scale:
+    pixels per dm.
+    """
     h, w = gbuf.shape[:2]
     x0, x1, y0, y1 = max(x - 1, 0), min(x + 1, w - 1), max(y - 1, 0), min(y + 1, h - 1)
     material = gbuf[y, x, 12]
@@ -178,8 +184,8 @@ def shade(
 ) -> None:  # fmt: skip
     """Lights gbuf onto image [H,W,3] (linear).
 
-    lights [3,3]: unit directions to key, fill, rim; colours [5,3]: key, fill, rim, sky, ground; to_map [3,4] takes view space to the key's
-    depth map; camera: its z; scale: pixels per dm; gaze: unit view-space axis of the eyes.
+    lights [3,3]: unit directions to key, fill, rim; colours [5,3]: key, fill, rim, sky, ground; to_map [3,4] takes
+    view space to the key's depth map; camera: its z; scale: pixels per dm; gaze: unit view-space axis of the eyes.
     """
     h, w = ids.shape
     n, v, c3 = np.empty(3, np.float64), np.empty(3, np.float64), np.empty(3, np.float64)
@@ -233,7 +239,7 @@ def _shade_eye(
     g: np.ndarray, n: np.ndarray, v: np.ndarray, lights: np.ndarray, colours: np.ndarray, shadow: float, sky: float,
     gaze: np.ndarray, out: np.ndarray,
 ) -> None:  # fmt: skip
-    """A wet ball: soft light on the white, a bright iris, sharp reflections on a bulged cornea, the upper lid's shade."""
+    """A wet ball: soft light on the white, a bright iris, sharp reflections on the cornea, the upper lid's shade."""
     length = np.sqrt(g[13] ** 2 + g[14] ** 2 + g[15] ** 2) + 1e-9
     d = np.array([g[13] / length, g[14] / length, g[15] / length])
     along = d[0] * gaze[0] + d[1] * gaze[1] + d[2] * gaze[2]
@@ -250,6 +256,12 @@ def _shade_eye(
     up = 0.5 + 0.5 * cornea[1]
     shade_ = lid * corner * (0.45 + 0.55 * sky)
     for k in range(3):
-        light = key * (0.35 + 0.65 * shadow) * colours[0, k] + fill * colours[1, k] + 0.5 * (colours[3, k] + colours[4, k])
+        light = (
+            key * (0.35 + 0.65 * shadow) * colours[0, k] + fill * colours[1, k] + 0.5 * (colours[3, k] + colours[4, k])
+        )
         out[k] = g[6 + k] * light * shade_ * (1.0 + 0.35 * iris)
-        out[k] += min(spot, 2.5) * colours[0, k] * 0.55 + min(soft, 2.5) * colours[1, k] * 0.35 + 0.03 * up * colours[3, k] * lid
+        out[k] += (
+            min(spot, 2.5) * colours[0, k] * 0.55
+            + min(soft, 2.5) * colours[1, k] * 0.35
+            + 0.03 * up * colours[3, k] * lid
+        )

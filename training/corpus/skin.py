@@ -1,7 +1,7 @@
 """Synthesised skin: where lips, blush, beard and scalp lie, what colour they have, and how the skin is creased.
 
-Everything is placed in REST space, the position of a skin vertex on the undeformed base mesh (decimetres: eyes at y 7.28, mouth 6.61,
-chin 6.16, top 8.49, nose tip z 1.68), so it follows every blended face. Colours are linear light.
+Everything is placed in REST space, the position of a skin vertex on the undeformed base mesh (decimetres: eyes at y
+7.28, mouth 6.61, chin 6.16, top 8.49, nose tip z 1.68), so it follows every blended face. Colours are linear light.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ def _hairline(points: np.ndarray) -> np.ndarray:
     """Height above the hairline; its height over z: forehead, temple, sideburn, over the ear, nape."""
     z = [-1.2, -0.5, 0.2, 0.42, 0.6, 0.72, 0.80, 0.92, 1.05, 1.2, 1.35]
     y = [6.45, 6.5, 6.75, 7.1, 7.3, 7.05, 7.1, 7.62, 7.85, 8.02, 8.1]
-    ears = smoothstep(0.68, 0.73, abs(points[:, 0])) * smoothstep(7.56, 7.46, points[:, 1]) * smoothstep(0.10, 0.2, points[:, 2])
+    ears = (
+        smoothstep(0.68, 0.73, abs(points[:, 0]))
+        * smoothstep(7.56, 7.46, points[:, 1])
+        * smoothstep(0.10, 0.2, points[:, 2])
+    )
     return points[:, 1] - np.interp(points[:, 2], z, y) - 1.2 * ears
 
 
@@ -94,7 +98,12 @@ def _beard(points: np.ndarray, lips: np.ndarray) -> np.ndarray:
     cheek_line = np.interp(z, [0.4, 0.62, 0.75, 0.95, 1.2, 1.4, 1.6], [6.5, 6.95, 7.15, 6.82, 6.66, 6.60, 6.56])
     jaw = smoothstep(-0.06, 0.07, cheek_line - y) * smoothstep(0.52, 0.70, z) * smoothstep(5.85, 6.2, y)
     wing = 0.15 + 1.3 * np.clip(6.86 - y, 0, 0.16)
-    moustache = smoothstep(wing + 0.06, wing - 0.04, x) * smoothstep(6.86, 6.80, y) * smoothstep(6.52, 6.6, y) * smoothstep(1.2, 1.3, z)
+    moustache = (
+        smoothstep(wing + 0.06, wing - 0.04, x)
+        * smoothstep(6.86, 6.80, y)
+        * smoothstep(6.52, 6.6, y)
+        * smoothstep(1.2, 1.3, z)
+    )
     corner = smoothstep(0.26, 0.32, x) * smoothstep(0.0, 0.2, z - 1.1) * smoothstep(6.8, 6.6, y)
     return np.maximum(jaw, np.maximum(moustache, jaw * corner)) * smoothstep(0.02, -0.02, lips)
 
@@ -115,14 +124,19 @@ def build_skin_map(head: Head) -> SkinMap:
     zones = {
         "blush": blob(points, (0.46, 6.93, 1.3), (0.24, 0.2, 0.5)),
         "nose": blob(points, (0.0, 6.93, 1.62), (0.16, 0.14, 0.25)),
-        "ear": smoothstep(0.66, 0.78, abs(points[:, 0])) * smoothstep(6.6, 6.8, points[:, 1]) * smoothstep(7.7, 7.5, points[:, 1]),
+        "ear": smoothstep(0.66, 0.78, abs(points[:, 0]))
+        * smoothstep(6.6, 6.8, points[:, 1])
+        * smoothstep(7.7, 7.5, points[:, 1]),
         "under_eye": blob(points, (0.29, 7.17, 1.36), (0.17, 0.07, 0.3)),
         "upper_lid": blob(points, (0.31, 7.37, 1.36), (0.16, 0.06, 0.3)),
         "chin": blob(points, (0.0, 6.35, 1.5), (0.2, 0.14, 0.3)),
         "forehead": blob(points, (0.0, 7.8, 1.4), (0.45, 0.3, 0.5)),
         "brow": blob(points, (0.3, 7.52, 1.42), (0.2, 0.05, 0.3)),
         "neck": smoothstep(6.25, 5.9, points[:, 1]) * smoothstep(1.5, 1.2, z),
-        "t": np.maximum(blob(points, (0.0, 7.8, 1.45), (0.3, 0.3, 0.3)), blob(points, (0.0, 7.05, 1.6), (0.12, 0.3, 0.3))) * front,
+        "t": np.maximum(
+            blob(points, (0.0, 7.8, 1.45), (0.3, 0.3, 0.3)), blob(points, (0.0, 7.05, 1.6), (0.12, 0.3, 0.3))
+        )
+        * front,
     }
     lids = np.exp(-((nearest(points, lid_rims) / 0.022) ** 2))
     top = smoothstep(7.9, 8.15, points[:, 1]) * smoothstep(-0.5, -0.1, z)
@@ -141,7 +155,9 @@ def base_tone(face: FaceAttributes) -> np.ndarray:
 
 
 def vertex_albedo(skin: SkinMap, face: FaceAttributes, rng: np.random.Generator) -> np.ndarray:
-    """Linear RGB [V,3]: tone with the redness, shade and pallor of the face's regions; lips and hair come later, per pixel."""
+    """Linear RGB [V,3]: tone with the redness, shade and pallor of the face's regions; lips and hair come later, per
+    pixel.
+    """
     tone = base_tone(face)
     light = float(np.clip(tone.mean() / 0.45, 0.15, 1.1))  # redness shows on light skin
     old = float(smoothstep(35, 75, face.age))
@@ -172,7 +188,7 @@ def lip_colour(face: FaceAttributes, rng: np.random.Generator) -> np.ndarray:
     red = np.array([0.92, 0.50, 0.52]) * pale + np.array([0.92, 0.74, 0.86]) * (1 - pale)
     natural = tone * red
     made_up = np.array([0.42, 0.07, 0.08]) + rng.random(3) * np.array([0.15, 0.06, 0.08])
-    amount = (1 - face.sex) * 0.55 * max(0.0, rng.random() - 0.35)
+    amount = (1 - face.sex) * 0.75 * max(0.0, rng.random() - 0.3)
     return natural * (1 - amount) + made_up * amount * (0.5 + tone.mean())
 
 
@@ -220,9 +236,7 @@ def _strokes() -> list[tuple[int, float, float, list[tuple[float, float]]]]:
 def crease_map() -> np.ndarray:
     """Depth of the creases [H,W,4] over WRINKLE_BOX, 0 smooth .. 1 deepest, row 0 at the largest y."""
     x0, x1, y0, y1 = WRINKLE_BOX
-    ys, xs = np.meshgrid(
-        np.arange(y1, y0, -1 / WRINKLE_DENSITY), np.arange(x0, x1, 1 / WRINKLE_DENSITY), indexing="ij"
-    )
+    ys, xs = np.meshgrid(np.arange(y1, y0, -1 / WRINKLE_DENSITY), np.arange(x0, x1, 1 / WRINKLE_DENSITY), indexing="ij")
     out = np.zeros((*xs.shape, 4))
     side = abs(xs)
     for channel, width, depth, line in _strokes():
