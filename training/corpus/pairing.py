@@ -74,6 +74,11 @@ FREE_CENTRES = {
     "M": {"eyebrows/eyebrows-angle-up": 0.12, "mouth/mouth-angles-up": 0.12, "chin/chin-prominent": 0.10},
 }  # fmt: skip
 SLIDER_LIMIT = 0.9
+# MakeHuman brow styles that look calm on a neutral head; the others frown. A folder without them uses what it has.
+BROWS = {
+    "F": ("eyebrow001", "eyebrow006", "eyebrow008", "eyebrow010"),
+    "M": ("eyebrow001", "eyebrow005", "eyebrow008", "eyebrow009", "eyebrow012"),
+}
 BALD_STYLES = ("", "receding", "shaved")
 LONG_STYLES = ("long", "braid", "ponytail")
 SHORT_STYLES = ("short", "crop", "buzz")
@@ -208,7 +213,7 @@ def draw_face(rng: np.random.Generator, voice: VoiceParameters, sex: str, catalo
         sliders=_voice_sliders(shape, catalogue) | _free_sliders(rng, sex, catalogue),
         hair=_draw_hair(rng, male, age, shares["african"], catalogue),
         hair_colour=_draw_hair_colour(rng, shares),
-        brow=_pick(rng, catalogue.brows),
+        brow=_pick(rng, [name for name in BROWS[sex] if name in catalogue.brows] or catalogue.brows),
         lashes=_pick(rng, catalogue.lashes),
         eyes=_draw_eyes(rng, shares, catalogue),
         skin_tone=float(np.clip(0.4 * rng.standard_normal(), -0.9, 0.9)),
