@@ -167,14 +167,22 @@ def test_a_bundle_whose_graph_has_another_type(tmp_path: Path) -> None:
         runtime.load(write_bundle(tmp_path / "bad", graphs, "bad", (1,)))
 
 
-def test_threads_and_spinning_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_set() -> None:
     import onnxruntime
 
     options = ort._options(onnxruntime, Settings("cpu", 3))
     assert options.intra_op_num_threads == 3
     assert options.inter_op_num_threads == 1
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_spinning_is_short_or_off() -> None:
+    new, old = ort._spinning("1.31.1"), ort._spinning("1.17.3")
+    assert int(new["session.intra_op.spin_duration_us"]) <= 100
+    assert (new["session.intra_op.allow_spinning"], old["session.intra_op.allow_spinning"]) == ("1", "0")
+    assert new["session.inter_op.allow_spinning"] == old["session.inter_op.allow_spinning"] == "0"
+    assert ort._spinning("2.0.0.dev1") == new
 
 
 def test_cpu_works_here() -> None:
