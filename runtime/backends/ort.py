@@ -2,9 +2,9 @@
 
 Threads and spinning are set, never left to the library. Each of the three sessions has its own pool of `threads`
 threads, one works at a time, and a worker without work polls for `SPIN_MICROSECONDS` and then sleeps, at the latest
-when its call returns. Four steps end to end, two cores, three sessions, ms (quiet machine / one busy neighbour / CPU
-time burnt after the call): as below 47 / 100 / 0; no spinning 49 / 93 / 0; spinning until the call returns 47 / 176 / 0;
-the library's default 109 / 265 / 45. ONNX Runtime's process-wide pool reaches 47 / 175 / 37, but must be made before
+when its call returns. Four steps end to end in ms, graphs with random weights, two cores (quiet / with one busy
+neighbour / CPU time burnt after the call): as here 47 / 100 / 0; no polling 49 / 93 / 0; polling until the call returns
+47 / 176 / 0; the library's default 109 / 265 / 45. Its process-wide pool reaches 47 / 175 / 37, but must be made before
 the host's first session: not for a library to decide.
 
 Plain `run` moves a few kilobytes per step; bound, preallocated values were measured within 1 % of it.
