@@ -16,18 +16,15 @@ import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from runtime.errors import CorpusInvalid, InvalidArgument, OutputUnwritable
-from training.corpus import pairing, table, voices
+from training.corpus import pairing, parallel, table, voices
 from training.corpus.attributes import Catalogue, FaceAttributes, ViewAttributes
 from training.corpus.augment import augment
 
@@ -48,7 +45,6 @@ LICENCES = {
         "Other recordings: see the licence column of their speakers.csv."
     ),
 }
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +119,12 @@ def build_corpus(
     info = _describe(plan, identities)
     try:
         _open_out(plan.out, info)
-        with _executor(plan, workers, renderer) as run:
+        with parallel.processes(workers, _Worker, plan, renderer) as run_all:
             heard = sorted({pairing.choose_speaker(seed, number, speakers) for number in range(identities)}, key=_name)
-            waiting = [speaker for speaker in heard if not voices.is_cached(speaker, plan.cache)]
-            _follow(run(_analyse, waiting), len(waiting), "voices", "recording", progress)
+            new = [speaker for speaker in heard if not voices.is_cached(speaker, plan.cache)]
+            parallel.follow(run_all("analyse", new), len(new), "voices", "recording", progress=progress)
             waiting = [number for number in range(identities) if not _is_done(plan, number)]
-            _follow(run(_make, waiting), len(waiting), "identities", "identity", progress)
+            parallel.follow(run_all("make", waiting), len(waiting), "identities", "identity", progress=progress)
         rows = [json.loads(plan.part(number).read_bytes()) for number in range(identities)]
         table.write_table(plan.out / table.TABLE_NAME, rows)
         table.write_atomic(plan.out / table.INFO_NAME, _encode(info | {"complete": True}))
@@ -191,14 +187,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=None, metavar="W", help="processes (default: all cores)")
 
 
-def run(args: argparse.Namespace) -> str:
-    """Carry out `s2f-train corpus`; returns the line to show."""
+def run(args: argparse.Namespace) -> None:
+    """Carry out `s2f-train corpus`; what was made is logged."""
     corpus = build_corpus(
         args.makehuman, args.speech, args.out, args.identities, portraits=args.portraits, clips=args.clips,
         size=args.size, seed=args.seed, workers=args.workers,
     )  # fmt: skip
     counts = ", ".join(f"{name} {len(corpus.split(name))}" for name in table.SPLITS)
-    return f"{corpus.root}: {len(corpus.identities)} identities ({counts})"
+    logger.info("%s: %d identities (%s)", corpus.root, len(corpus.identities), counts)
 
 
 def _check_numbers(*, workers: int | None, **numbers: int) -> None:
@@ -216,6 +212,7 @@ def _describe(plan: Plan, identities: int) -> dict[str, Any]:
     """corpus.json: no time, no path, so that it too is reproduced bit for bit."""
     return {
         "schema_version": table.SCHEMA_VERSION,
+        "rule_version": pairing.RULE_VERSION,
         "complete": False,
         "identities": identities,
         "arguments": {name: getattr(plan, name) for name in ("seed", "portraits", "clips", "size")},
@@ -232,12 +229,13 @@ def _describe(plan: Plan, identities: int) -> dict[str, Any]:
 
 
 def _open_out(out: Path, info: dict[str, Any]) -> None:
-    """Make the folders; refuse a folder whose corpus was made from other sources or with other arguments."""
+    """Make the folders; refuse a folder whose corpus was made from other sources, arguments or pairing rule."""
     path = out / table.INFO_NAME
     if path.is_file():
         try:
             before = json.loads(path.read_bytes())
             same = all(before[key] == info[key] for key in ("schema_version", "arguments", "sources"))
+            same = same and before.get("rule_version", 1) == info["rule_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusInvalid(f"{path}: damaged; delete it to build into this folder anyway") from error
         if not same:
@@ -277,86 +275,6 @@ class _Worker:
             self.renderer = self.factory(self.plan.makehuman, self.plan.size)
             self.catalogue = self.renderer.catalogue()
         make_identity(self.plan, number, self.renderer, self.catalogue)
-
-
-_process: dict[str, _Worker] = {}  # this process's worker; a pool can only hand module-level functions to its processes
-
-
-def _start_process(plan: Plan, factory: RendererFactory) -> None:
-    _process["worker"] = _Worker(plan, factory)
-
-
-def _analyse(item: Any) -> None:
-    _process["worker"].analyse(item)
-
-
-def _make(item: Any) -> None:
-    _process["worker"].make(item)
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _executor(plan: Plan, workers: int | None, factory: RendererFactory) -> Iterator[Callable[..., Iterable[None]]]:
-    """A function `run(job, items)` that yields once per finished item, here or in a pool of fresh processes."""
-    count = (
-        workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1
-    )
-    if count == 1:
-        _start_process(plan, factory)
-        try:
-            yield lambda job, items: (job(item) for item in items)
-        finally:
-            _process.clear()
-        return
-    with _single_threaded():
-        pool = ProcessPoolExecutor(count, get_context("spawn"), _start_process, (plan, factory))
-        try:
-            yield lambda job, items: _finished(pool, job, items, 4 * count)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _finished(
-    pool: ProcessPoolExecutor, job: Callable[[Any], None], items: Iterable[Any], ahead: int
-) -> Iterator[None]:
-    """Keep `ahead` items in the pool; yield once per finished one; the first failure is raised here."""
-    pending: set[Future[None]] = set()
-    queue = iter(items)
-    while True:
-        for item in queue:
-            pending.add(pool.submit(job, item))
-            if len(pending) >= ahead:
-                break
-        if not pending:
-            return
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield future.result()
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """One thread per process: the processes are the parallelism. Fresh processes read these when they import numpy."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def _follow(finished: Iterable[None], total: int, title: str, unit: str, progress: bool) -> None:
-    from tqdm import tqdm
-
-    for _ in tqdm(finished, title, total, unit=unit, disable=not progress or not total, dynamic_ncols=True):
-        pass
 
 
 def _fingerprint_folder(folder: Path) -> str:
