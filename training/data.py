@@ -87,6 +87,15 @@ def load_pairs(corpus_dir: Path, split: str, size: int, cache: Path) -> Pairs:
     )  # fmt: skip
 
 
+def data_statement(corpus: Corpus) -> dict[str, str]:
+    """What a model trained on this corpus must say: its data and their licences, each on one line."""
+    counts = ", ".join(f"{len(corpus.split(name))} {name}" for name in ("train", "val", "test"))
+    return {
+        "training_data": f"{corpus.info['statement']} Identities: {counts}.",
+        "licence": " ".join(f"{key.capitalize()}: {text}" for key, text in corpus.info["licences"].items()),
+    }
+
+
 def read_portrait(path: Path, size: int) -> NDArray[np.uint8]:
     """A portrait as uint8 [size, size, 3], area-averaged."""
     try:

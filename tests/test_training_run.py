@@ -1,0 +1,144 @@
+"""Training on the fixture corpus: every stage runs, a killed run continues, the result is one system."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from PIL import Image
+
+from runtime.errors import CheckpointInvalid, CorpusInvalid
+from training.checkpoint import load_checkpoint, load_system
+from training.config import load_config
+from training.data import load_pairs
+from training.prior import balanced, convergence_table
+
+CORPUS = Path(__file__).parent / "data" / "corpus"
+
+
+def train(stage, run, *extra):
+    command = [sys.executable, "-m", "training", stage, "--config", "tiny", "--corpus", str(CORPUS), "--out", str(run)]
+    return subprocess.Popen([*command, *extra], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(path, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    run = tmp_path_factory.mktemp("trained")
+    process = train("all", run)
+    _, errors = process.communicate(timeout=170)
+    assert process.returncode == 0, errors
+    return run
+
+
+def test_all_stages_leave_their_files(trained):
+    assert sorted(p.name for p in trained.glob("*.safetensors")) == [
+        "diffusion.safetensors", "pretrain.safetensors", "prior.safetensors",
+    ]  # fmt: skip
+    sheets = sorted((trained / "samples").glob("*.png"))
+    assert {s.name.split("-")[0] for s in sheets} == {"pretrain", "diffusion"}
+    size = load_config("tiny").face.size
+    for sheet in sheets:
+        assert Image.open(sheet).size[1] % size == 0
+    assert list((trained / "logs").rglob("events*"))
+
+
+def test_system_loads_and_its_latents_are_standardised(trained):
+    system = load_system(trained)
+    assert system.prior.shape == (4, 8, 8)
+    assert system.name == "tiny"
+    assert "CC0" in system.licence
+    assert "6 train" in system.training_data
+    assert torch.isfinite(system.latent_std).all()
+    assert (system.latent_std > 0).all()
+
+
+def test_killed_training_continues_to_the_same_weights(trained, tmp_path):
+    process = train("pretrain", tmp_path)
+    wait_for(tmp_path / "pretrain.state.safetensors", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if not (tmp_path / "pretrain.safetensors").exists():  # else the kill came too late to interrupt anything
+        interrupted = load_checkpoint(tmp_path / "pretrain.state.safetensors")
+        assert 0 < interrupted.step <= load_config("tiny").pretrain.steps
+    process = train("pretrain", tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "continues at step" in errors
+    whole, resumed = (load_checkpoint(run / "pretrain.safetensors").tensors for run in (trained, tmp_path))
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert not (tmp_path / "pretrain.state.safetensors").exists()
+
+
+def test_finished_run_is_not_trained_again(trained):
+    before = {p.name: p.stat().st_mtime_ns for p in trained.glob("*.safetensors")}
+    process = train("all", trained)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert {p.name: p.stat().st_mtime_ns for p in trained.glob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize("damage", ["truncate", "foreign", "missing"])
+def test_damaged_checkpoints_are_refused(trained, tmp_path, damage):
+    for file in trained.glob("*.safetensors"):
+        data = file.read_bytes()
+        if file.name == "prior.safetensors":
+            if damage == "missing":
+                continue
+            data = data[: len(data) // 2] if damage == "truncate" else b"\x02\0\0\0\0\0\0\0{}"
+        (tmp_path / file.name).write_bytes(data)
+    with pytest.raises(CheckpointInvalid, match="prior"):
+        load_system(tmp_path)
+
+
+def test_errors_have_a_code_and_leave_no_run(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    command = [sys.executable, "-m", "training", "pretrain", "--config", "tiny", "--corpus", str(empty)]
+    result = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert result.returncode == CorpusInvalid.code
+    assert "[61]" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_crops_mirrors_and_windows_are_what_the_runtime_hears(tmp_path):
+    pairs = load_pairs(CORPUS, "train", 32, tmp_path)
+    rows = range(len(pairs))
+    speech = pairs.speech(rows)
+    assert speech.shape == (len(pairs), 96_000)
+    assert torch.allclose(speech.square().mean(dim=1).sqrt(), torch.full((len(pairs),), 0.05), atol=0.01)
+    assert torch.equal(speech, pairs.speech(rows))
+    a, b = (pairs.speech(rows, np.random.default_rng(s)) for s in (0, 1))
+    assert not torch.equal(a, b)
+    faces = pairs.faces(rows)
+    assert faces.shape == (len(pairs), 3, 32, 32)
+    assert -1 <= faces.min() < 0 < faces.max() <= 1
+
+
+def test_table_of_the_prior_shrinks_as_faces_are_added():
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(4000, 4, 8, 8, generator=generator) + 1
+    lines = convergence_table([(n, latents[:n].mean(dim=0)) for n in (100, 500, 2000, 4000)])
+    distances = [float(line.split()[-1]) for line in lines[2:]]
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_balanced_rows_are_half_women(tmp_path):
+    pairs = load_pairs(CORPUS, "train", 32, tmp_path)
+    rows = balanced(pairs, 4, seed=0)
+    assert [pairs.identities[i].sex for i in rows].count("F") == 2
+    assert set(rows) <= set(balanced(pairs, 6, seed=0))  # a larger count keeps the faces of a smaller one
