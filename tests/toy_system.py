@@ -13,6 +13,8 @@ from training.checkpoint import System
 from training.config import config_from_dict
 from training.sampling import alphas_cumprod
 
+torch.set_num_threads(1)  # toys gain nothing from threads, and spinning ones cost a busy machine dearly
+
 CHANNELS, SIZE, TOKENS, WIDTH, EMBEDDING = 4, 8, 3, 16, 12
 
 

@@ -1,0 +1,270 @@
+"""From a system to a folder: parity, manifest, model card, atomic writing, the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import runtime
+from export import cli, graphs, pipeline, writer
+from export.parity import check_parity, reference_image, reference_step, speech_like
+from export.pipeline import Exported, ExportOptions, export_run, export_system, round_weights
+from runtime.bundle import MANIFEST, STAGES, manifest_to_json, parse_manifest, read_bundle
+from runtime.errors import (
+    BackendMissing,
+    BundleTampered,
+    CheckpointInvalid,
+    InvalidArgument,
+    OutputUnwritable,
+    ParityFailed,
+)
+from runtime.noise import seeded_noise
+from tests.toy_system import CHANNELS, SIZE, TOKENS, WIDTH, toy_system
+from training.sampling import step_table
+
+OPTIONS = ExportOptions(steps=(2, 4), default_steps=4)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Exported:
+    return export_system(toy_system(), tmp_path_factory.mktemp("export") / "toy", OPTIONS)
+
+
+def test_runtime_reads_what_export_wrote(exported):
+    bundle = read_bundle(exported.path)
+    assert bundle.identity == exported.identity
+    assert bundle.manifest == exported.manifest
+    assert parse_manifest(manifest_to_json(bundle.manifest)) == bundle.manifest
+    assert sorted(p.name for p in exported.path.iterdir()) == sorted(
+        [MANIFEST, "MODEL_CARD.md", *(f"{stage}.onnx" for stage in STAGES)]
+    )
+
+
+def test_runtime_generates_from_it(exported):
+    """The runtime's own loop gives the portrait that training's modules give for the same noise."""
+    pcm = speech_like(4, 1)[0]
+    with runtime.load(exported.path, device="cpu", threads=1) as pipe:
+        portrait = pipe.generate((pcm, 16000), steps=4, seed=11, guidance=1.5)
+    system = round_weights(toy_system())
+    table = step_table(system.alphas_cumprod, 4, "dpmpp_2m", "v")
+    with torch.no_grad():
+        condition = system.denoiser.tokens(system.speech_encoder(torch.from_numpy(pcm[None])))
+        latent = torch.from_numpy(seeded_noise(11, (CHANNELS, SIZE, SIZE)))[None]
+        history = torch.zeros_like(latent)
+        for i in range(4):
+            tensors = {"latent": latent, "history": history, "condition": condition}
+            latent, history = reference_step(system, table, i, **tensors, guidance=1.5)
+        expected = reference_image(system, latent)[0].numpy()
+    assert portrait.image.dtype == np.uint8
+    assert np.abs(portrait.image.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_manifest_describes_the_system(exported):
+    manifest = exported.manifest
+    assert (manifest.latent.channels, manifest.latent.height, manifest.image.width) == (CHANNELS, SIZE, 4 * SIZE)
+    assert (manifest.condition.tokens, manifest.condition.width) == (TOKENS, WIDTH)
+    assert (manifest.prior.mode, manifest.prior.weight) == ("add", 0.3)
+    assert {n: (t.first_row, t.timesteps) for n, t in manifest.step_tables.items()} == {
+        2: (0, (999.0, 499.0)),
+        4: (2, (999.0, 749.0, 499.0, 249.0)),
+    }
+    assert manifest.default_steps == 4
+
+
+def test_parity_is_within_the_contract(exported):
+    for row in exported.parity.stages:
+        assert row.cases >= 16
+        assert row.max_abs <= (1 if row.stage == "decoder" else 1e-4)
+    assert exported.parity.chain_max_levels <= 1
+
+
+def test_another_prior_mode_and_solver(tmp_path):
+    options = dataclasses.replace(OPTIONS, solver="ddim", store="float32")
+    result = export_system(toy_system(mode="interpolate"), tmp_path / "b", options)
+    assert result.manifest.prior.mode == "interpolate"
+    assert result.manifest.table(2).solver == "ddim"
+
+
+def test_parity_notices_a_wrong_graph():
+    system = toy_system()
+    rows = pipeline.StepRows.of({4: pipeline.step_table(system.alphas_cumprod, 4, "ddim", "v")})
+    shapes = pipeline._shapes(system)
+    made = pipeline._export_graphs(system, rows, pipeline.stage_tensors(*shapes), OPTIONS)
+    model = onnx.load_from_string(made["unet"])
+    name = next(t for t in model.graph.initializer if t.name == "B")
+    name.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(name) * np.float32(1.01), "B"))
+    with pytest.raises(ParityFailed, match=r"unet.*step 0 of 4.*differs"):
+        check_parity(system, rows, {**made, "unet": model.SerializeToString()})
+
+
+def test_parity_failure_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "DecoderGraph", lambda system: _Brighter(graphs_decoder(system)))
+    with pytest.raises(ParityFailed, match="decoder"):
+        export_system(toy_system(), tmp_path / "b", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+graphs_decoder = pipeline.DecoderGraph
+
+
+class _Brighter(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, latent):
+        return (self.inner(latent).float() * 0.9).to(torch.uint8)
+
+
+def test_export_is_reproducible_and_leaves_the_system_alone(exported, tmp_path):
+    system = toy_system()
+    before = {k: v.clone() for k, v in system.denoiser.state_dict().items()}
+    assert export_system(system, tmp_path / "b", OPTIONS).identity == exported.identity
+    assert all(torch.equal(before[k], v) for k, v in system.denoiser.state_dict().items())
+
+
+def test_rounded_weights_are_what_float16_holds():
+    system = toy_system()
+    with torch.no_grad():
+        system.denoiser.project.weight[0, 0] = 1e6
+    rounded = round_weights(system)
+    assert torch.equal(rounded.denoiser.project.weight, system.denoiser.project.weight), "beyond float16: left alone"
+    weight = rounded.face_decoder.layers[0].weight
+    assert torch.equal(weight, weight.half().float())
+    assert not torch.equal(weight, system.face_decoder.layers[0].weight)
+
+
+def test_float32_store_is_larger_and_drifts_nothing(exported, tmp_path):
+    wide = export_system(toy_system(), tmp_path / "b", dataclasses.replace(OPTIONS, store="float32"))
+    assert wide.manifest.stages["unet"].size > 1.5 * exported.manifest.stages["unet"].size
+    assert "move by 0 grey levels" in (wide.path / "MODEL_CARD.md").read_text("utf-8")
+
+
+def test_model_card_says_what_must_be_said(exported):
+    text = (exported.path / "MODEL_CARD.md").read_text("utf-8")
+    for words in (
+        "A voice does not determine a face",
+        "Not for identification",
+        "Not for surveillance",
+        "Random numbers.",
+        "Apache-2.0",
+        "s2f-train all --config toy",
+        "--steps 2,4",
+        '"seed"',
+        "| encoder | 16 |",
+    ):
+        assert words in text
+    assert all(stage.sha256 in text for stage in exported.manifest.stages.values())
+
+
+def test_existing_folder_is_refused_and_kept(exported):
+    before = (exported.path / MANIFEST).read_bytes()
+    with pytest.raises(OutputUnwritable, match="--force"):
+        export_system(toy_system(), exported.path, OPTIONS)
+    assert (exported.path / MANIFEST).read_bytes() == before
+
+
+def test_force_replaces_a_bundle_but_nothing_else(exported, tmp_path):
+    files = {p.name: p.read_bytes() for p in exported.path.iterdir() if p.name != MANIFEST}
+    target = tmp_path / "b"
+    writer.write_bundle(target, exported.manifest, files)
+    assert writer.write_bundle(target, exported.manifest, files, force=True) == exported.identity
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "me.png").write_bytes(b"x")
+    with pytest.raises(OutputUnwritable, match="not a bundle"):
+        writer.write_bundle(other, exported.manifest, files, force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b", "photos"]
+
+
+def test_a_broken_bundle_is_never_put_in_place(exported, tmp_path):
+    files = {p.name: p.read_bytes() for p in exported.path.iterdir() if p.name != MANIFEST}
+    files["unet.onnx"] = files["unet.onnx"][:-1] + b"\0"
+    with pytest.raises(BundleTampered):
+        writer.write_bundle(tmp_path / "b", exported.manifest, files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_disk_leaves_the_old_bundle(exported, tmp_path, monkeypatch):
+    files = {p.name: p.read_bytes() for p in exported.path.iterdir() if p.name != MANIFEST}
+    target = tmp_path / "b"
+    writer.write_bundle(target, exported.manifest, files)
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "_write", full)
+    with pytest.raises(OutputUnwritable, match="No space left"):
+        writer.write_bundle(target, exported.manifest, files, force=True)
+    assert read_bundle(target).identity == exported.identity
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"steps": ()},
+        {"steps": (0, 8)},
+        {"default_steps": 5},
+        {"solver": "euler"},
+        {"store": "int8"},
+        {"guidance": -1.0},
+        {"guidance": float("nan")},
+        {"name": "Demo Bundle"},
+    ],
+)
+def test_bad_options_are_refused(values):
+    with pytest.raises(InvalidArgument, match=next(iter(values))):
+        ExportOptions(**values)
+
+
+def test_a_run_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(CheckpointInvalid):
+        export_run(tmp_path, tmp_path / "b", OPTIONS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line_reports_errors_by_code(tmp_path, capsys):
+    assert cli.main([str(tmp_path), "-o", str(tmp_path / "b")]) == CheckpointInvalid.code
+    assert cli.main([str(tmp_path), "-o", str(tmp_path / "b"), "--steps", "4,x"]) == InvalidArgument.code
+    assert "4,x" in capsys.readouterr().err
+
+
+def test_command_line_writes_a_bundle(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "load_system", lambda run: toy_system())
+    arguments = [str(tmp_path), "-o", str(tmp_path / "b"), "--name", "mine", "--steps", "2", "--default-steps", "2"]
+    assert cli.main(arguments) == 0
+    assert read_bundle(tmp_path / "b").manifest.name == "mine"
+    assert "parity" in capsys.readouterr().out
+
+
+def test_missing_package_names_the_extra(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert cli.main([str(tmp_path), "-o", str(tmp_path / "b")]) == BackendMissing.code
+    assert "s2f-edge[export]" in capsys.readouterr().err
+
+
+def test_help_needs_no_torch():
+    code = "import sys; sys.modules.update(torch=None, onnx=None, onnxruntime=None, diffusers=None)\n"
+    code += "from export.cli import main\nmain(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "RUN_DIR" in done.stdout
+
+
+def test_parity_signals_are_within_range():
+    for seed in range(4):
+        pcm = speech_like(seed, 2)
+        assert pcm.dtype == np.float32
+        assert 0.01 < np.abs(pcm).max() <= 1
+
+
+def test_graph_threshold_is_shared():
+    assert pipeline.STORED_AS_FLOAT16 == graphs.STORED_AS_FLOAT16
