@@ -22,6 +22,7 @@ from PIL import Image
 from voice_factory import FailingRenderer, FlatRenderer, speech_folder
 
 from runtime.errors import CorpusInvalid, InvalidArgument, OutputUnwritable
+from training.corpus import pairing
 from training.corpus.build import add_arguments, build_corpus
 from training.corpus.sheet import contact_sheet, describe, save_contact_sheet
 from training.corpus.table import from_row, read_corpus, to_row
@@ -168,6 +169,13 @@ def test_a_folder_of_another_corpus_is_refused(sources, built):
     with pytest.raises(CorpusInvalid, match="other arguments"):
         build(sources, built.root, seed=5)
     assert digest(built.root) == before
+
+
+def test_a_corpus_of_another_rule_is_not_continued(sources, built, tmp_path, monkeypatch):
+    root = Path(shutil.copytree(built.root, tmp_path / "a"))
+    monkeypatch.setattr(pairing, "RULE_VERSION", pairing.RULE_VERSION + 1)
+    with pytest.raises(CorpusInvalid, match="rule"):
+        build(sources, root)
 
 
 @pytest.mark.parametrize(
