@@ -45,7 +45,7 @@ def describe(identity: Identity) -> Sequence[str]:
     return (
         f"{identity.id} {identity.sex} {face.age:.0f} y  {identity.split}",
         f"F0 {voice.f0_hz:.0f} Hz  formants x{voice.formant_scale:.2f}",
-        f"rate x{voice.rate:.2f}  afr/asi/cau {face.african:.1f} {face.asian:.1f} {face.caucasian:.1f}",
+        f"rate x{voice.rate:.2f}  afr {face.african:.0%}, asi {face.asian:.0%}, cau {face.caucasian:.0%}",
     )
 
 
