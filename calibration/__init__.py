@@ -1,1 +1,1 @@
-"""Quantisation of bundles: activation collection, Q/DQ graphs, sensitivity and the quality gate. Knows `runtime` only."""
+"""Quantisation of bundles: activation collection, Q/DQ graphs, sensitivity, quality gate. Knows `runtime` only."""

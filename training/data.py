@@ -89,9 +89,10 @@ def load_pairs(corpus_dir: Path, split: str, size: int, cache: Path) -> Pairs:
 
 def data_statement(corpus: Corpus) -> dict[str, str]:
     """What a model trained on this corpus must say: its data and their licences, each on one line."""
+    made = " ".join(f"--{key} {value}" for key, value in corpus.info.get("arguments", {}).items())
     counts = ", ".join(f"{len(corpus.split(name))} {name}" for name in ("train", "val", "test"))
     return {
-        "training_data": f"{corpus.info['statement']} Identities: {counts}.",
+        "training_data": f"{corpus.info['statement']} Identities: {counts} (s2f-train corpus {made}).",
         "licence": " ".join(f"{key.capitalize()}: {text}" for key, text in corpus.info["licences"].items()),
     }
 
