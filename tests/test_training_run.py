@@ -4,13 +4,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from conftest import CORPUS, train
 from PIL import Image
 
 from runtime.errors import CheckpointInvalid, CorpusInvalid
@@ -19,13 +19,6 @@ from training.config import load_config
 from training.data import load_pairs
 from training.prior import balanced, convergence_table
 
-CORPUS = Path(__file__).parent / "data" / "corpus"
-
-
-def train(stage, run, *extra):
-    command = [sys.executable, "-m", "training", stage, "--config", "tiny", "--corpus", str(CORPUS), "--out", str(run)]
-    return subprocess.Popen([*command, *extra], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
 
 def wait_for(path, process, seconds=120):
     deadline = time.monotonic() + seconds
@@ -33,15 +26,6 @@ def wait_for(path, process, seconds=120):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.01)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    run = tmp_path_factory.mktemp("trained")
-    process = train("all", run)
-    _, errors = process.communicate(timeout=170)
-    assert process.returncode == 0, errors
-    return run
 
 
 def test_all_stages_leave_their_files(trained):
