@@ -24,10 +24,10 @@ from training.data import Pairs, load_pairs
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.models.denoiser import Denoiser
 from training.pretrain import CHUNK
-from training.sampling import StepTable, alphas_cumprod, step_table
+from training.prior_shift import Shift, prior_shift
+from training.sampler import sample
+from training.sampling import alphas_cumprod, step_table
 from training.sheets import grid
-
-Shift = tuple[float, Tensor]  # s and d of x' = s·x + d
 
 WINDOWS_PER_CLIP = 4
 PREVIEW_GUIDANCE = 2.0
@@ -56,7 +56,7 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
     model = nn.ModuleDict({"denoiser": Denoiser(config)}).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4)
     alpha_bar = torch.from_numpy(alphas_cumprod(settings.schedule, settings.timesteps)).float().to(device)
-    shift = prior_shift(settings, face_prior.to(device))
+    shift = prior_shift(settings.prior_mode, settings.prior_weight, face_prior.to(device))
 
     def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
         rows = torch.from_numpy(rng.integers(len(train.latents), size=settings.batch))
@@ -84,16 +84,8 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
     return path
 
 
-def prior_shift(settings: DiffusionConfig, face_prior: Tensor) -> Shift:
-    """Eq. 2 as x' = s·x + d: s and d [1, C, h, w] for the modes add, interpolate, subtract, none."""
-    weight = settings.prior_weight
-    scale = 1 - weight if settings.prior_mode == "interpolate" else 1.0
-    sign = {"add": 1.0, "interpolate": 1.0, "subtract": -1.0, "none": 0.0}[settings.prior_mode]
-    return scale, sign * weight * face_prior.unsqueeze(0)
-
-
 def diffusion_loss(
-    config: Config, denoiser: nn.Module, batch: tuple[Tensor, Tensor, Tensor], alpha_bar: Tensor, shift: Shift
+    config: Config, denoiser: Denoiser, batch: tuple[Tensor, Tensor, Tensor], alpha_bar: Tensor, shift: Shift
 ) -> dict[str, Tensor]:
     """Eq. 6 with the shifted input of eq. 2; `dropped` rows learn the unconditional score for guidance."""
     latent, embedding, dropped = batch
@@ -104,35 +96,11 @@ def diffusion_loss(
     sigma = (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1)
     shifted = scale * (alpha * latent + sigma * noise) + offset  # eq. 4, then eq. 2
     target = noise if config.diffusion.prediction == "epsilon" else alpha * noise - sigma * latent
-    tokens = torch.where(dropped[:, None, None], denoiser.null_tokens, denoiser.tokens(embedding))  # type: ignore[operator]
+    tokens = torch.where(dropped[:, None, None], denoiser.null_tokens, denoiser.tokens(embedding))
     return {"loss": mse_loss(denoiser(shifted, t, tokens).float(), target)}
 
 
-def sample(
-    denoiser: nn.Module,
-    embedding: Tensor,
-    noise: Tensor,
-    table: StepTable,
-    shift: Shift,
-    *,
-    guidance: float,
-    clip: float,
-) -> Tensor:
-    """Normalised latents [n, C, h, w] from noise of that shape: the two lines of `training.sampling`, row by row."""
-    scale, offset = shift
-    tokens = denoiser.tokens(embedding)  # type: ignore[operator]
-    both = torch.cat([tokens, denoiser.null_tokens.expand_as(tokens)])
-    x, history = noise, torch.zeros_like(noise)
-    for i in range(len(table)):
-        t = torch.full((2 * len(x),), float(table.timesteps[i]), device=x.device)
-        conditional, unconditional = denoiser((scale * x + offset).repeat(2, 1, 1, 1), t, both).chunk(2)
-        net = unconditional + guidance * (conditional - unconditional)
-        x0 = (float(table.P[i]) * x + float(table.Q[i]) * net).clamp(-clip, clip)
-        x, history = float(table.A[i]) * x + float(table.B[i]) * x0 + float(table.C[i]) * history, x0
-    return x
-
-
-def preview(settings: DiffusionConfig, denoiser: nn.Module, val: Encoded, shift: Shift) -> list[Tensor]:
+def preview(settings: DiffusionConfig, denoiser: Denoiser, val: Encoded, shift: Shift) -> list[Tensor]:
     """Normalised latents for eight validation voices: what their voices give with two seeds, [8, C, h, w] each."""
     alpha_bar = alphas_cumprod(settings.schedule, settings.timesteps)
     table = step_table(alpha_bar, settings.preview_steps, "dpmpp_2m", settings.prediction)
