@@ -129,6 +129,12 @@ class CheckpointInvalid(S2FError):
     code = 62
 
 
+class TrainingDiverged(S2FError):
+    """A gradient or a weight became infinite or not a number; nothing of that step was kept."""
+
+    code = 63
+
+
 class ParityFailed(S2FError):
     """An exported graph does not compute what the trained model computes."""
 
@@ -160,6 +166,7 @@ ALL_ERRORS: tuple[type[S2FError], ...] = (
     ConfigInvalid,
     CorpusInvalid,
     CheckpointInvalid,
+    TrainingDiverged,
     ParityFailed,
     Closed,
 )

@@ -25,6 +25,7 @@ EXPECTED = {
     "ConfigInvalid": 60,
     "CorpusInvalid": 61,
     "CheckpointInvalid": 62,
+    "TrainingDiverged": 63,
     "ParityFailed": 70,
     "Closed": 80,
 }

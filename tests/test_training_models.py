@@ -148,6 +148,11 @@ def test_configurations_round_trip_and_refuse_what_they_do_not_know():
         ({"name": "x", "face": {"decoder_widths": "wide"}}, r"face\.decoder_widths"),
         ({"name": "x", "diffusion": {"attention": [1]}}, "attention"),
         ({"name": "x", "speech": 3}, "speech"),
+        ({"name": "x", "save_every": 0}, "save_every"),
+        ({"name": "x", "diffusion": {"ema": 1.0}}, r"diffusion\.ema"),
+        ({"name": "x", "diffusion": {"prior_mode": "interpolate", "prior_weight": 1.0}}, "prior_weight"),
+        ({"name": "x", "prior": {"counts": [500, 100]}}, "counts"),
+        ({"name": "x", "face": {"size": 100}}, r"multiple of 16"),
     ):
         with pytest.raises(ConfigInvalid, match=message):
             config_from_dict(broken)

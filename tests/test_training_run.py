@@ -1,5 +1,6 @@
 """Training on the fixture corpus: every stage runs, a killed run continues, the result is one system."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ torch = pytest.importorskip("torch")
 from conftest import CORPUS, train
 from PIL import Image
 
-from runtime.errors import CheckpointInvalid, CorpusInvalid
-from training.checkpoint import load_checkpoint, load_system
+from runtime.errors import CheckpointInvalid, CorpusInvalid, TrainingDiverged
+from training.checkpoint import Origin, load_checkpoint, load_stage, load_system, save_checkpoint
 from training.config import load_config
 from training.data import load_pairs
-from training.prior import balanced, convergence_table
+from training.loop import Stage, run_stage
+from training.prior import balanced, convergence_table, reachable
 
 
 def wait_for(path, process, seconds=120):
@@ -50,22 +52,60 @@ def test_system_loads_and_its_latents_are_standardised(trained):
     assert (system.latent_std > 0).all()
 
 
-def test_killed_training_continues_to_the_same_weights(trained, tmp_path):
-    process = train("pretrain", tmp_path)
-    wait_for(tmp_path / "pretrain.state.safetensors", process)
+@pytest.mark.parametrize("stage", ["pretrain", "diffusion"])
+def test_killed_training_continues_to_the_same_weights(trained, tmp_path, stage):
+    if stage == "diffusion":
+        for name in ("pretrain.safetensors", "prior.safetensors"):
+            (tmp_path / name).write_bytes((trained / name).read_bytes())
+    process = train(stage, tmp_path)
+    state = tmp_path / f"{stage}.state.safetensors"
+    wait_for(state, process)
+    process.send_signal(signal.SIGSTOP)  # so that it cannot finish between this line and the kill
+    saved = state.exists()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    if not (tmp_path / "pretrain.safetensors").exists():  # else the kill came too late to interrupt anything
-        interrupted = load_checkpoint(tmp_path / "pretrain.state.safetensors")
-        assert 0 < interrupted.step <= load_config("tiny").pretrain.steps
-    process = train("pretrain", tmp_path)
-    _, errors = process.communicate(timeout=120)
+    if not saved:
+        pytest.skip("the stage finished before it could be interrupted")
+    assert 0 < load_checkpoint(state).step <= load_config("tiny").pretrain.steps
+    process = train(stage, tmp_path)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert "continues at step" in errors
-    whole, resumed = (load_checkpoint(run / "pretrain.safetensors").tensors for run in (trained, tmp_path))
+    whole, resumed = (load_checkpoint(run / f"{stage}.safetensors").tensors for run in (trained, tmp_path))
     for name, value in whole.items():
         torch.testing.assert_close(resumed[name], value, rtol=1e-3, atol=1e-4, msg=name)
-    assert not (tmp_path / "pretrain.state.safetensors").exists()
+    assert not state.exists()
+
+
+def test_stages_of_other_encoders_or_corpora_are_not_mixed(trained, tmp_path):
+    for file in trained.glob("*.safetensors"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    pretrained = load_checkpoint(tmp_path / "pretrain.safetensors")
+    with pytest.raises(CheckpointInvalid, match="another corpus"):
+        load_stage(tmp_path, "pretrain", pretrained.config, "of another corpus")
+    with pytest.raises(CheckpointInvalid, match="another configuration"):
+        load_stage(tmp_path, "pretrain", dataclasses.replace(pretrained.config, seed=5))
+    again = dataclasses.replace(pretrained, tensors={k: v + 1 for k, v in pretrained.tensors.items()})
+    save_checkpoint(tmp_path / "pretrain.safetensors", again)
+    with pytest.raises(CheckpointInvalid, match="other encoders"):
+        load_system(tmp_path)
+
+
+def test_divergence_is_an_error_and_leaves_the_weights(tmp_path):
+    weight = torch.nn.Linear(1, 1)
+    before = weight.weight.detach().clone()
+    model = torch.nn.ModuleDict({"layer": weight})
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    origin = Origin("c", "", "", "", "")
+
+    def loss(step, rng):
+        return {"loss": weight(torch.full((1, 1), float("inf"))).sum()}
+
+    stage = Stage("pretrain", load_config("tiny"), 4, model, optimiser, loss, lambda: Image.new("RGB", (1, 1)), origin)
+    with pytest.raises(TrainingDiverged, match="step 0"):
+        run_stage(stage, tmp_path)
+    assert torch.equal(weight.weight, before)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_finished_run_is_not_trained_again(trained):
@@ -123,6 +163,8 @@ def test_table_of_the_prior_shrinks_as_faces_are_added():
 
 def test_balanced_rows_are_half_women(tmp_path):
     pairs = load_pairs(CORPUS, "train", 32, tmp_path)
+    assert reachable((2, 4, 8), pairs) == [2, 4, 6]
+    assert reachable((2, 4), pairs) == [2, 4]
     rows = balanced(pairs, 4, seed=0)
     assert [pairs.identities[i].sex for i in rows].count("F") == 2
     assert set(rows) <= set(balanced(pairs, 6, seed=0))  # a larger count keeps the faces of a smaller one

@@ -6,6 +6,8 @@ holds an unfinished one with its optimiser. Metadata carries the configuration, 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,17 @@ STAGES = ("pretrain", "prior", "diffusion")
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a checkpoint was made from, so that stages of different corpora or encoders are never mixed."""
+
+    corpus: str  # fingerprint of the corpus table
+    parent: str  # sha256 of the pretrain checkpoint that this stage builds on; "" for pretrain itself
+    training_data: str  # for the model card
+    licence: str  # of the training data's sources, with attributions
+    feature_loss: str  # the perceptual loss really used
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """Tensors by name and what the file says about them."""
 
@@ -36,7 +49,7 @@ class Checkpoint:
     config: Config
     stage: str
     step: int
-    statement: dict[str, str]  # "training_data", "licence": what the model card must say
+    origin: Origin
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose name starts with `prefix.`, without it."""
@@ -50,7 +63,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "stage": checkpoint.stage,
         "step": str(checkpoint.step),
         "config": json.dumps(config_to_dict(checkpoint.config)),
-        "statement": json.dumps(checkpoint.statement),
+        "origin": json.dumps(dataclasses.asdict(checkpoint.origin)),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
     partial = path.with_name(path.name + ".partial")
@@ -80,21 +93,43 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointInvalid(f"{path} is not a {FORMAT} file; give a folder written by `s2f-train`")
     try:
         config = config_from_dict(json.loads(metadata["config"]))
-        statement = json.loads(metadata["statement"])
-        return Checkpoint(tensors, config, metadata["stage"], int(metadata["step"]), statement)
-    except (KeyError, ValueError, ConfigInvalid) as error:
+        origin = Origin(**json.loads(metadata["origin"]))
+        return Checkpoint(tensors, config, metadata["stage"], int(metadata["step"]), origin)
+    except (KeyError, ValueError, TypeError, ConfigInvalid) as error:
         raise CheckpointInvalid(f"checkpoint {path} has broken metadata: {error}; train that stage again") from error
 
 
-def load_stage(run: Path, stage: str, config: Config | None = None) -> Checkpoint:
-    """A finished stage of a run; refuses one trained under another configuration."""
-    checkpoint = load_checkpoint(run / f"{stage}.safetensors")
-    if config is not None and not same_weights(checkpoint.config, config, stage):
+def load_stage(run: Path, stage: str, config: Config | None = None, corpus: str | None = None) -> Checkpoint:
+    """A finished stage of a run; CheckpointInvalid if of another configuration or corpus, or on other encoders."""
+    path = run / f"{stage}.safetensors"
+    checkpoint = load_checkpoint(path)
+    if config is not None:
+        check_belongs(checkpoint, path, config, corpus)
+    if stage != "pretrain" and checkpoint.origin.parent != pretrain_hash(run):
         raise CheckpointInvalid(
-            f"{run / stage}.safetensors was trained with another configuration ({checkpoint.config.name}); "
-            "choose another --out folder or delete the file"
+            f"{path} was trained on other encoders than {run}'s; delete it and train that stage again"
         )
     return checkpoint
+
+
+def check_belongs(checkpoint: Checkpoint, path: Path, config: Config, corpus: str | None) -> None:
+    """CheckpointInvalid where a file, finished or not, is of another configuration or another corpus."""
+    if not same_weights(checkpoint.config, config, checkpoint.stage):
+        other = f"configuration ({checkpoint.config.name})"
+    elif corpus is not None and checkpoint.origin.corpus != corpus:
+        other = "corpus"
+    else:
+        return
+    raise CheckpointInvalid(f"{path} belongs to another {other}; delete it or choose another --out folder")
+
+
+def pretrain_hash(run: Path) -> str:
+    """sha256 of the finished pretrain checkpoint, hex."""
+    path = run / "pretrain.safetensors"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointInvalid(f"no checkpoint {path} ({error}); train that stage first") from error
 
 
 def same_weights(a: Config, b: Config, stage: str) -> bool:
@@ -127,12 +162,23 @@ class System:
     latent_std: Tensor  # float32 [C]
     prior: Tensor  # float32 [C, h, w], in normalised latent space (SCLDM eq. 3)
     alphas_cumprod: NDArray[np.float64]  # [T]
-    training_data: str
-    licence: str
+    origin: Origin
 
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def training_data(self) -> str:
+        return self.origin.training_data
+
+    @property
+    def licence(self) -> str:
+        return self.origin.licence
+
+    @property
+    def feature_loss(self) -> str:
+        return self.origin.feature_loss
 
     @property
     def prior_mode(self) -> str:
@@ -147,9 +193,11 @@ class System:
         return self.config.diffusion.prediction
 
 
-def load_pretrained(run: Path, config: Config | None = None) -> tuple[Checkpoint, nn.Module, nn.Module, nn.Module]:
+def load_pretrained(
+    run: Path, config: Config | None = None, corpus: str | None = None
+) -> tuple[Checkpoint, nn.Module, nn.Module, nn.Module]:
     """The pretrain checkpoint and its speech encoder, face encoder and face decoder."""
-    checkpoint = load_stage(run, "pretrain", config)
+    checkpoint = load_stage(run, "pretrain", config, corpus)
     builders: dict[str, Any] = {
         "speech": build_speech_encoder,
         "face_encoder": build_face_encoder,
@@ -179,6 +227,5 @@ def load_system(run: str | Path) -> System:
         latent_std=pretrain.tensors["latent_std"],
         prior=prior.tensors["prior"],
         alphas_cumprod=alphas_cumprod(schedule.schedule, schedule.timesteps),
-        training_data=diffusion.statement["training_data"],
-        licence=diffusion.statement["licence"],
+        origin=diffusion.origin,
     )

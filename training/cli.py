@@ -7,8 +7,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from runtime.errors import BackendMissing, S2FError
+from runtime.errors import BackendMissing, OutputUnwritable, S2FError
+
+if TYPE_CHECKING:
+    from training.config import Config
 
 STAGES = ("pretrain", "prior", "diffusion")
 RESPECT = (
@@ -26,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except S2FError as error:
         sys.stderr.write(f"s2f-train: error [{error.code}]: {error}\n")
         return error.code
+    except OSError as error:
+        sys.stderr.write(f"s2f-train: error [{OutputUnwritable.code}]: {error}; free space or choose another folder\n")
+        return OutputUnwritable.code
     except KeyboardInterrupt:
         sys.stderr.write("s2f-train: interrupted; the same command continues from the last saved step\n")
         return 130
@@ -48,10 +55,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_corpus_arguments(parser: argparse.ArgumentParser) -> None:
-    from training.corpus.build import add_arguments, run
+    from training.corpus.arguments import add_arguments
 
     add_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_build_corpus)
+
+
+def _build_corpus(arguments: argparse.Namespace) -> None:
+    try:
+        from training.corpus.build import run
+    except ImportError as error:
+        raise _missing(error) from error
+    run(arguments)
+
+
+def _missing(error: ImportError) -> BackendMissing:
+    return BackendMissing(f"training needs {error.name}; install it with: pip install 's2f-edge[train]'")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -60,23 +79,25 @@ def _train(arguments: argparse.Namespace) -> None:
         from training.pretrain import pretrain
         from training.prior import prior
     except ImportError as error:
-        raise BackendMissing(f"training needs {error.name}; install it with: pip install 's2f-edge[train]'") from error
+        raise _missing(error) from error
     from training.config import load_config
 
     config = load_config(arguments.config)
     functions = {"pretrain": pretrain, "prior": prior, "diffusion": diffusion}
     for name in STAGES if arguments.stage == "all" else (arguments.stage,):
-        if arguments.stage == "all" and _finished(arguments.out, name, config):
+        if arguments.stage == "all" and _finished(arguments.out, name, config, arguments.corpus):
             logging.getLogger(__name__).info("%s is finished", name)
             continue
         path = functions[name](config, arguments.corpus, arguments.out)
         sys.stdout.write(f"{path}\n")
 
 
-def _finished(run: Path, stage: str, config: object) -> bool:
+def _finished(run: Path, stage: str, config: Config, corpus: Path) -> bool:
     from training.checkpoint import load_stage
+    from training.corpus.table import read_corpus
+    from training.data import fingerprint
 
     if not (run / f"{stage}.safetensors").exists():
         return False
-    load_stage(run, stage, config)  # type: ignore[arg-type]
+    load_stage(run, stage, config, fingerprint(read_corpus(corpus)))
     return True

@@ -68,7 +68,6 @@ class PretrainConfig:
     feature_loss: str = "pyramid"  # "lpips" or "pyramid"
     feature_weight: float = 1.0
     latent_noise: float = 0.0  # std of noise on the unit-variance latent while the decoder learns
-    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,34 @@ CHOICES = {
     "diffusion.schedule": ("linear", "scaled_linear", "cosine"),
     "diffusion.prediction": ("epsilon", "v"),
     "diffusion.prior_mode": ("add", "interpolate", "subtract", "none"),
+}
+
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "embedding": (1, 65536),
+    "log_every": (1, 10**9),
+    "save_every": (1, 10**9),
+    "sample_every": (1, 10**9),
+    "face.size": (16, 1024),
+    "face.latent_channels": (1, 64),
+    "face.encoder_widths": (1, 4096),
+    "face.decoder_widths": (1, 4096),
+    "face.decoder_blocks": (0, 64),
+    "pretrain.steps": (1, 10**9),
+    "pretrain.batch": (2, 65536),
+    "pretrain.lr_face": (1e-9, 1.0),
+    "pretrain.lr_speech": (1e-9, 1.0),
+    "pretrain.latent_noise": (0.0, 1.0),
+    "prior.counts": (1, 10**9),
+    "diffusion.steps": (1, 10**9),
+    "diffusion.batch": (1, 65536),
+    "diffusion.lr": (1e-9, 1.0),
+    "diffusion.ema": (0.0, 0.999999),
+    "diffusion.timesteps": (2, 100_000),
+    "diffusion.prior_weight": (0.0, 0.999),
+    "diffusion.condition_dropout": (0.0, 0.999),
+    "diffusion.latent_clip": (0.1, 100.0),
+    "diffusion.preview_steps": (1, 1000),
 }
 
 
@@ -198,13 +225,29 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _at(config: Config, path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def _check(config: Config) -> None:
     for path, choices in CHOICES.items():
-        value: Any = config
-        for part in path.split("."):
-            value = getattr(value, part)
+        value = _at(config, path)
         if value not in choices:
             raise ConfigInvalid(f"{path} is {value!r}; use one of {', '.join(choices)}")
+    for path, (low, high) in RANGES.items():
+        value = _at(config, path)
+        for one in value if isinstance(value, tuple) else (value,):
+            if not low <= one <= high:
+                raise ConfigInvalid(f"{path} is {value!r}; it must lie in {low} to {high}")
+    if list(config.prior.counts) != sorted(set(config.prior.counts)):
+        raise ConfigInvalid("prior.counts must rise")
+    factor = 16 if config.face.kind == "vgg" else 2 ** len(config.face.encoder_widths)
+    across = factor * 2 ** (len(config.diffusion.channels) - 1)  # the UNet halves the latent between its levels
+    if config.face.size % across:
+        raise ConfigInvalid(f"face.size is {config.face.size}; it must be a multiple of {across} for these networks")
     if not 0 < config.pretrain.reconstruct <= config.pretrain.batch:
         raise ConfigInvalid("pretrain.reconstruct must be 1 to pretrain.batch")
     if len(config.face.decoder_widths) != len(config.face.decoder_blocks):

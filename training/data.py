@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from tqdm import tqdm
 
 from runtime.audio import fit_window, normalise_level
 from runtime.errors import CorpusInvalid
-from training.corpus.table import Corpus, Identity, read_corpus
+from training.checkpoint import Origin
+from training.corpus.table import TABLE_NAME, Corpus, Identity, read_corpus
 
 SAMPLES = 96_000  # the six seconds that every encoder here hears
 SPARE = 16_000  # a packed clip keeps up to a second more, from which training crops
@@ -77,7 +77,7 @@ def load_pairs(corpus_dir: Path, split: str, size: int, cache: Path) -> Pairs:
         raise CorpusInvalid(f"corpus {corpus_dir} has no identity in split {split!r}; build it with more identities")
     portraits = min(len(identity.images) for identity in identities)
     clips = min(len(identity.clips) for identity in identities)
-    key = _key(corpus, identities, size)
+    key = fingerprint(corpus)[:12]
     return Pairs(
         identities,
         _packed(cache / f"{split}-{size}px-{key}.npy", (len(identities), portraits, size, size, 3), np.uint8,
@@ -87,14 +87,22 @@ def load_pairs(corpus_dir: Path, split: str, size: int, cache: Path) -> Pairs:
     )  # fmt: skip
 
 
-def data_statement(corpus: Corpus) -> dict[str, str]:
-    """What a model trained on this corpus must say: its data and their licences, each on one line."""
+def origin_of(corpus: Corpus, feature_loss: str) -> Origin:
+    """What a model trained on this corpus must say: its fingerprint, its data and their licences."""
     made = " ".join(f"--{key} {value}" for key, value in corpus.info.get("arguments", {}).items())
     counts = ", ".join(f"{len(corpus.split(name))} {name}" for name in ("train", "val", "test"))
-    return {
-        "training_data": f"{corpus.info['statement']} Identities: {counts} (s2f-train corpus {made}).",
-        "licence": " ".join(f"{key.capitalize()}: {text}" for key, text in corpus.info["licences"].items()),
-    }
+    return Origin(
+        corpus=fingerprint(corpus),
+        parent="",
+        training_data=f"{corpus.info['statement']} Identities: {counts} (s2f-train corpus {made}).",
+        licence=" ".join(f"{key.capitalize()}: {text}" for key, text in corpus.info["licences"].items()),
+        feature_loss=feature_loss,
+    )
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """Which corpus this is: sha256 of its table, hex."""
+    return hashlib.sha256((corpus.root / TABLE_NAME).read_bytes()).hexdigest()
 
 
 def read_portrait(path: Path, size: int) -> NDArray[np.uint8]:
@@ -115,11 +123,6 @@ def read_clip(path: Path) -> NDArray[np.int16]:
     if rate != 16_000 or pcm.ndim != 1 or not pcm.size:
         raise CorpusInvalid(f"clip {path} is not 16 kHz mono speech; build the corpus again")
     return np.resize(pcm, SAMPLES + SPARE)
-
-
-def _key(corpus: Corpus, identities: tuple[Identity, ...], size: int) -> str:
-    files = [(i.id, *i.images, *i.clips) for i in identities]
-    return hashlib.sha256(json.dumps([dict(corpus.info), size, files]).encode()).hexdigest()[:12]
 
 
 def _packed(

@@ -6,7 +6,7 @@ several windows of every clip. Training itself then touches neither pictures nor
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
-from training.checkpoint import Checkpoint, load_pretrained, load_stage, save_checkpoint
+from training.checkpoint import Checkpoint, load_pretrained, load_stage, pretrain_hash, save_checkpoint
 from training.config import Config, DiffusionConfig
-from training.data import Pairs, load_pairs
+from training.corpus.table import read_corpus
+from training.data import Pairs, fingerprint, load_pairs
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.models.denoiser import Denoiser
 from training.pretrain import CHUNK
@@ -43,9 +44,9 @@ class Encoded:
 
 def diffusion(config: Config, corpus: Path, run: Path) -> Path:
     """Trains the denoiser on frozen encoders; writes RUN/diffusion.safetensors (averaged weights)."""
-    settings = config.diffusion
-    pretrained, speech, encoder, decoder = load_pretrained(run, config)
-    face_prior = load_stage(run, "prior", config).tensors["prior"]
+    settings, key = config.diffusion, fingerprint(read_corpus(corpus))
+    pretrained, speech, encoder, decoder = load_pretrained(run, config, key)
+    face_prior = load_stage(run, "prior", config, key).tensors["prior"]
     device = device_of_training()
     train, val = (
         encoded(load_pairs(corpus, split, config.face.size, run / "cache"), split, run, speech, encoder)
@@ -74,12 +75,11 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
         drawn = preview(settings, model["denoiser"], val, shift)
         return grid([decoder(val.latents[:8, 0].to(device)), *(decoder(z * std + mean) for z in drawn)])
 
-    stage = Stage(
-        "diffusion", config, settings.steps, model, optimiser, loss, sheet, pretrained.statement, settings.ema
-    )
+    origin = dataclasses.replace(pretrained.origin, parent=pretrain_hash(run))
+    stage = Stage("diffusion", config, settings.steps, model, optimiser, loss, sheet, origin, settings.ema)
     run_stage(stage, run)
     path = run / "diffusion.safetensors"
-    save_checkpoint(path, Checkpoint(dict(model.state_dict()), config, "diffusion", stage.steps, pretrained.statement))
+    save_checkpoint(path, Checkpoint(dict(model.state_dict()), config, "diffusion", stage.steps, origin))
     clear_state(stage, run)
     return path
 
@@ -113,9 +113,8 @@ def preview(settings: DiffusionConfig, denoiser: Denoiser, val: Encoded, shift: 
 
 @torch.no_grad()
 def encoded(pairs: Pairs, split: str, run: Path, speech: nn.Module, encoder: nn.Module) -> Encoded:
-    """The frozen encoders' outputs for a split, cached beside the run under the hash of the pretrained weights."""
-    key = hashlib.sha256((run / "pretrain.safetensors").read_bytes()).hexdigest()[:12]
-    path = run / "cache" / f"{split}-encoded-{key}.safetensors"
+    """The frozen encoders' outputs for a split, cached under the hash of the pretrain checkpoint."""
+    path = run / "cache" / f"{split}-encoded-{pretrain_hash(run)[:12]}.safetensors"
     if not path.exists():
         device = device_of_training()
         speech, encoder = speech.to(device), encoder.to(device)

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from runtime.errors import CheckpointInvalid
-from training.checkpoint import Checkpoint, load_checkpoint, restore, same_weights, save_checkpoint
+from runtime.errors import CheckpointInvalid, TrainingDiverged
+from training.checkpoint import Checkpoint, Origin, check_belongs, load_checkpoint, restore, save_checkpoint
 from training.config import Config
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Stage:
     optimiser: torch.optim.Optimizer
     loss: LossOfStep
     sheet: Callable[[], Image.Image]
-    statement: dict[str, str]
+    origin: Origin
     ema_decay: float = 0.0
 
 
@@ -100,13 +100,11 @@ def state_path(run: Path, stage: str) -> Path:
 
 def _step(stage: Stage, step: int) -> dict[str, Tensor]:
     values = stage.loss(step, step_rng(stage.config, stage.name, step))
-    if not torch.isfinite(values["loss"]):
-        raise CheckpointInvalid(
-            f"{stage.name}: the loss is not finite at step {step}; lower the learning rate and train this stage again"
-        )
     stage.optimiser.zero_grad(set_to_none=True)
     values["loss"].backward()
-    nn.utils.clip_grad_norm_(stage.model.parameters(), 1.0)
+    norm = nn.utils.clip_grad_norm_(stage.model.parameters(), 1.0)
+    if not torch.isfinite(norm):  # before the weights are touched, so the last saved step stays good
+        raise TrainingDiverged(f"{stage.name} diverged at step {step}; lower its learning rate and start it again")
     for group in stage.optimiser.param_groups:  # linear warm-up over the first 5 %, cosine to a tenth
         group["lr"] = group["initial_lr"] * _rate(step / stage.steps)
     stage.optimiser.step()
@@ -144,7 +142,7 @@ def _save(stage: Stage, ema: EMAModel | None, run: Path, step: int) -> None:
         tensors |= {f"optimiser.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
     if ema is not None:
         tensors |= {f"ema.{i}": value.clone() for i, value in enumerate(ema.shadow_params)}
-    save_checkpoint(state_path(run, stage.name), Checkpoint(tensors, stage.config, stage.name, step, stage.statement))
+    save_checkpoint(state_path(run, stage.name), Checkpoint(tensors, stage.config, stage.name, step, stage.origin))
 
 
 def _resume(stage: Stage, ema: EMAModel | None, run: Path) -> int:
@@ -154,10 +152,9 @@ def _resume(stage: Stage, ema: EMAModel | None, run: Path) -> int:
     if not path.exists():
         return 0
     saved = load_checkpoint(path)
-    if not same_weights(saved.config, stage.config, stage.name):
-        raise CheckpointInvalid(
-            f"{path} belongs to another configuration ({saved.config.name}); delete it or choose another --out folder"
-        )
+    check_belongs(saved, path, stage.config, stage.origin.corpus)
+    if saved.origin.parent != stage.origin.parent:
+        raise CheckpointInvalid(f"{path} was trained on other encoders; delete it and train this stage again")
     restore(stage.model, saved.group("model"), stage.name)
     optimiser = stage.optimiser.state_dict()
     states: dict[int, dict[str, Tensor]] = {}

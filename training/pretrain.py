@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import Config
 from training.corpus.table import read_corpus
-from training.data import Pairs, data_statement, load_pairs
+from training.data import Pairs, load_pairs, origin_of
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.losses import contrastive, feature_loss
 from training.models.face import build_face_decoder, build_face_encoder
@@ -59,14 +59,14 @@ def pretrain(config: Config, corpus: Path, run: Path) -> Path:
         portraits = val.faces(range(min(8, len(val)))).to(device)
         return grid([portraits, model["face_decoder"](model["face_encoder"](portraits)[0])])
 
-    statement = data_statement(read_corpus(corpus)) | {"feature_loss": perceptual_name}
-    stage = Stage("pretrain", config, config.pretrain.steps, model, optimiser, loss, sheet, statement)
+    origin = origin_of(read_corpus(corpus), perceptual_name)
+    stage = Stage("pretrain", config, config.pretrain.steps, model, optimiser, loss, sheet, origin)
     run_stage(stage, run)
     mean, std = latent_statistics(model["face_encoder"], train, device)
     logger.info("retrieval of the portrait from the voice, validation split: %s", retrieval(model, val, device))
     tensors = dict(model.state_dict().items()) | {"latent_mean": mean, "latent_std": std}
     path = run / "pretrain.safetensors"
-    save_checkpoint(path, Checkpoint(tensors, config, "pretrain", stage.steps, statement))
+    save_checkpoint(path, Checkpoint(tensors, config, "pretrain", stage.steps, origin))
     clear_state(stage, run)
     return path
 

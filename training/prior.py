@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import Checkpoint, load_pretrained, save_checkpoint
+from training.checkpoint import Checkpoint, load_pretrained, pretrain_hash, save_checkpoint
 from training.config import Config
-from training.data import Pairs, load_pairs
+from training.corpus.table import read_corpus
+from training.data import Pairs, fingerprint, load_pairs
 from training.loop import device_of_training
 from training.pretrain import CHUNK
 
@@ -21,16 +23,17 @@ logger = logging.getLogger(__name__)
 
 def prior(config: Config, corpus: Path, run: Path) -> Path:
     """Writes RUN/prior.safetensors with the prior of the largest count and the table of distances between counts."""
-    pretrained, _, encoder, _ = load_pretrained(run, config)
+    pretrained, _, encoder, _ = load_pretrained(run, config, fingerprint(read_corpus(corpus)))
     train = load_pairs(corpus, "train", config.face.size, run / "cache")
     device = device_of_training()
     latents = normalised_latents(encoder.to(device), train, pretrained.tensors, device)
     estimates = [(n, estimate(latents, balanced(train, n, config.seed))) for n in reachable(config.prior.counts, train)]
     for line in convergence_table(estimates):
         logger.info(line)
+    origin = dataclasses.replace(pretrained.origin, parent=pretrain_hash(run))
     tensors = {"prior": estimates[-1][1], "count": torch.tensor(estimates[-1][0])}
     path = run / "prior.safetensors"
-    save_checkpoint(path, Checkpoint(tensors, config, "prior", 0, pretrained.statement))
+    save_checkpoint(path, Checkpoint(tensors, config, "prior", 0, origin))
     return path
 
 
@@ -48,7 +51,7 @@ def reachable(counts: tuple[int, ...], pairs: Pairs) -> list[int]:
     most = 2 * min(women, len(pairs) - women)
     if not most:
         return [len(pairs)]
-    return [*(n for n in counts if n < most), min(most, max(counts))]
+    return sorted({*(n for n in counts if n < most), min(most, max(counts))})
 
 
 def balanced(pairs: Pairs, count: int, seed: int) -> list[int]:

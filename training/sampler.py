@@ -11,7 +11,14 @@ from training.sampling import StepTable
 
 
 def sample(
-    denoiser: Denoiser, embedding: Tensor, noise: Tensor, table: StepTable, shift: Shift, *, guidance: float, clip: float
+    denoiser: Denoiser,
+    embedding: Tensor,
+    noise: Tensor,
+    table: StepTable,
+    shift: Shift,
+    *,
+    guidance: float,
+    clip: float,
 ) -> Tensor:
     """Normalised latents [n, C, h, w] from noise of that shape: the two lines of `training.sampling`, row by row.
 
