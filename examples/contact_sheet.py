@@ -3,17 +3,20 @@
     python examples/contact_sheet.py VOICE.flac [VOICE.flac …] -o sheet.jpg [--bundle BUNDLE] [--steps N] [--seeds K]
 
 Every row holds the portraits of one seed. A voice does not determine a face: other seeds give other portraits, equally
-plausible.
+plausible. The sheet carries the mark that every portrait carries.
 """
 
 import argparse
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 import runtime
+from runtime.portrait import save_marked
 
 CAPTION = 14
+DESCRIPTION = "Plausible portraits drawn by a model from voices. They show no real person and identify nobody."
 
 
 def main() -> None:
@@ -37,7 +40,8 @@ def main() -> None:
         for seed, portraits in enumerate(rows):
             sheet.paste(Image.fromarray(portraits[index].image), (left, top + seed * size))
         draw.text((left + 3, top + options.seeds * size + 1), voice.stem, fill="black")
-    sheet.save(options.out, quality=90)
+    facts = {**rows[0][0].facts, "Seed": f"0 to {options.seeds - 1}" if options.seeds > 1 else 0}
+    save_marked(np.asarray(sheet), options.out, facts=facts, description=DESCRIPTION, quality=90)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import runpy
 import stat
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_bundle import write_tiny_bundle
 
 import runtime
 from runtime import output
 from runtime.errors import InvalidArgument, OutputUnwritable
-from runtime.portrait import DIGITAL_SOURCE_TYPE, Portrait, Timings
+from runtime.portrait import DIGITAL_SOURCE_TYPE, Portrait, Timings, save_marked
 
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
 XMP = "{http://ns.adobe.com/xap/1.0/}"
@@ -59,6 +62,70 @@ def test_every_format_says_that_it_was_generated(portrait: Portrait, tmp_path: P
     assert facts[f"{S2F}Bundle"] == "demo-1"
     assert facts[f"{S2F}BundleSha256"] == DIGEST
     assert (facts[f"{S2F}Seed"], facts[f"{S2F}Steps"], facts[f"{S2F}Guidance"]) == ("7", "4", "2.5")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+def test_a_composed_picture_carries_the_same_mark(portrait: Portrait, tmp_path: Path, name: str) -> None:
+    alone, sheet = tmp_path / f"alone-{name}", tmp_path / f"sheet-{name}"
+    portrait.save(alone)
+    facts = {**portrait.facts, "Seed": "0 to 3", "Generator": "another"}
+    save_marked(np.tile(portrait.image, (2, 3, 1)), sheet, facts=facts, description='Faces <of> "nobody" & no one.')
+    with Image.open(sheet) as image:
+        assert image.size == (3 * 48, 2 * 40)
+    assert description(sheet) == {**description(alone), f"{S2F}Seed": "0 to 3"}
+    packet = xmp_packet(sheet).decode("utf-8")
+    assert [*ET.fromstring(packet[packet.index("<x:xmpmeta") :]).itertext()].count('Faces <of> "nobody" & no one.') == 1
+
+
+def test_quality_makes_smaller_files(portrait: Portrait, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    for name in ("a.jpg", "a.webp"):
+        sizes = []
+        for quality in (50, 95):
+            save_marked(noise, tmp_path / name, facts=portrait.facts, quality=quality)
+            sizes.append((tmp_path / name).stat().st_size)
+        assert sizes[0] < 0.7 * sizes[1]
+
+
+PIXELS = np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "facts", "text"),
+    [
+        (PIXELS.astype(np.float32), {}, "x"),
+        (PIXELS[:, :, 0], {}, "x"),
+        (PIXELS[:0], {}, "x"),
+        (PIXELS, {'Seed="1" x': 1}, "x"),
+        (PIXELS, {"Bundle": "a\0b"}, "x"),
+        (PIXELS, {"Bundle": "\ud800"}, "x"),
+        (PIXELS, {}, "two\nlines"),
+        (PIXELS, {}, "x" * 70_000),
+        (np.zeros((1, 70_000, 3), np.uint8), {}, "x"),
+    ],
+)
+def test_what_no_file_can_hold(
+    tmp_path: Path, image: np.ndarray[tuple[int, ...], np.dtype[np.generic]], facts: dict[str, object], text: str
+) -> None:
+    with pytest.raises(InvalidArgument):
+        save_marked(image, tmp_path / "a.jpg", facts=facts, description=text)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("sheet.jpg", 1), ("sheet.png", 2)])
+def test_the_contact_sheet_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, seeds: int) -> None:
+    examples = Path(__file__).parent.parent / "examples"
+    bundle, out = write_tiny_bundle(tmp_path / "tiny"), tmp_path / name
+    voices = [str(examples / "woman.wav"), str(examples / "man.wav")]
+    monkeypatch.setattr(
+        sys, "argv", ["contact_sheet.py", *voices, "-o", str(out), "--bundle", str(bundle), "--seeds", str(seeds)]
+    )
+    runpy.run_path(str(examples / "contact_sheet.py"), run_name="__main__")
+    facts = description(out)
+    assert facts[f"{IPTC}DigitalSourceType"] == DIGITAL_SOURCE_TYPE
+    assert (facts[f"{S2F}Bundle"], facts[f"{S2F}Seed"]) == ("tiny", "0" if seeds == 1 else "0 to 1")
+    with Image.open(out) as image:
+        assert image.size == (2 * 32, seeds * 32 + 14)
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("a.png", 0), ("a.jpg", 12), ("a.webp", 24)])
