@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import wave
@@ -70,9 +71,7 @@ def measure(
     Takes about (runs + warmup) calls and ten process starts. Raises what `load` and `generate` raise, InvalidArgument
     for runs or warmup out of range, BackendFailed where a fresh process fails.
     """
-    for name, value, low in (("runs", runs, 1), ("warmup", warmup, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 1_000_000:
-            raise InvalidArgument(f"{name} must be a whole number in {low}..1000000, not {value!r:.40}.")
+    _check_counts(runs, warmup)
     folder = Path(shipped_bundle() if bundle is None else bundle)
     load_before = load_average()
     settings = settings_for(device, threads)
@@ -81,43 +80,48 @@ def measure(
     if cold:
         once.update(_cold(folder, settings, steps))
         process["cold_peak_rss_mb"] = _peak_rss(children=True)
-
-    begin = time.perf_counter_ns()
-    files = read_bundle(folder)
-    once["read_bundle"] = [_since(begin)]
-    begin = time.perf_counter_ns()
-    pipeline = Pipeline(files, settings)
-    once["open_sessions"] = [_since(begin)]
-    del files
+    pipeline, opening = _open(folder, settings)
+    once.update(opening)
     with pipeline:
         count = pipeline.manifest.default_steps if steps is None else steps
         once["first_call"], raw, used = _warm(pipeline, count, runs, warmup)
-        bundle_facts = {"name": pipeline.manifest.name, "sha256": pipeline.identity}
+    used_settings = {"device": settings.device, "threads": settings.threads}
     return {
         "schema_version": SCHEMA_VERSION,
         "kind": "s2f-bench",
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
-        "bundle": bundle_facts,
-        "settings": {
-            "device": settings.device,
-            "threads": settings.threads,
-            "steps": count,
-            "batch": 1,
-            "runs": runs,
-            "warmup": warmup,
-        },
-        "machine": {
-            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "cpu": cpu_model(),
-            "cpu_flags": cpu_flags(),
-            "cpu_count": os.cpu_count(),
-            "usable_cores": usable_cores(),
-            "load_before": load_before,
-            "load_after": load_average(),
-        },
+        "bundle": {"name": pipeline.manifest.name, "sha256": pipeline.identity},
+        "settings": {**used_settings, "steps": count, "batch": 1, "runs": runs, "warmup": warmup},
+        "machine": _machine(load_before),
         "versions": {"python": platform.python_version(), **package_versions()},
         "process": {**process, **used, "peak_rss_mb": _peak_rss()},
+        **_figures(once, raw),
+    }
+
+
+def _check_counts(runs: int, warmup: int) -> None:
+    for name, value, low in (("runs", runs, 1), ("warmup", warmup, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= 1_000_000:
+            raise InvalidArgument(f"{name} must be a whole number in {low}..1000000, not {value!r:.40}.")
+
+
+def _machine(load_before: list[float]) -> dict[str, Any]:
+    """What the figures depend on and nothing that tells whose machine it is: no host name, no kernel build, no path."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_model(),
+        "cpu_flags": cpu_flags(),
+        "cpu_count": os.cpu_count(),
+        "usable_cores": usable_cores(),
+        "load_before": load_before,
+        "load_after": load_average(),
+    }
+
+
+def _figures(once: dict[str, list[float]], raw: dict[str, list[float]]) -> dict[str, Any]:
+    """Milliseconds of what happens once and of every warm call: a summary of each, and the values themselves."""
+    return {
         "stages_ms": {stage: statistics(values) for stage, values in raw.items()},
         "once_ms": {name: statistics(values) for name, values in once.items()},
         "raw_ms": {name: [round(value, 4) for value in values] for name, values in {**once, **raw}.items()},
@@ -150,6 +154,16 @@ def to_text(report: dict[str, Any]) -> str:
         f"s2f-edge {report['version']}, {versions}",
     ]
     return "\n".join([*rows, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+def _open(folder: Path, settings: Settings) -> tuple[Pipeline, dict[str, list[float]]]:
+    """What `load` does, its two halves timed in milliseconds. The bundle's bytes are let go."""
+    begin = time.perf_counter_ns()
+    bundle = read_bundle(folder)
+    reading = _since(begin)
+    begin = time.perf_counter_ns()
+    pipeline = Pipeline(bundle, settings)
+    return pipeline, {"read_bundle": [reading], "open_sessions": [_since(begin)]}
 
 
 def _warm(
@@ -203,19 +217,34 @@ def _cold(folder: Path, settings: Settings, steps: int | None) -> dict[str, list
 
 
 def _python(*arguments: str) -> str:
-    """Standard output of a fresh Python that imports this very package. Raises BackendFailed where it fails."""
-    home = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH", "")) if part)
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": path},
-    )
+    """Standard output of a fresh Python that imports this very package. Raises BackendFailed where it fails.
+
+    Python looks for modules in the working folder first, and the caller's may hold anything, also a folder named
+    `runtime`: so the process works in a new, empty one.
+    """
+    inherited = [str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+    path = os.pathsep.join([*_own_place(), *inherited])
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=empty,
+            env={**os.environ, "PYTHONPATH": path},
+        )
     if done.returncode:
         raise BackendFailed(f"A fresh process failed: {done.stderr.strip()[-400:]}")
     return done.stdout
+
+
+def _own_place() -> list[str]:
+    """The folder this package lies in, unless Python looks there anyway: installed packages come after the standard
+    library, and on PYTHONPATH they would come before it.
+    """
+    home = Path(__file__).resolve().parent.parent
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    return [] if home in installed else [str(home)]
 
 
 def wav_bytes(pcm: npt.NDArray[np.float32], rate: int) -> bytes:
