@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import InvalidArgument, OutputUnwritable, S2FError
+from .errors import BackendMissing, InvalidArgument, OutputUnwritable, S2FError
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -41,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except S2FError as error:
         return _fail(error.code, str(error), arguments.debug)
+    except ModuleNotFoundError as error:
+        name = (error.name or str(error)).partition(".")[0]
+        return _fail(
+            BackendMissing.code, f"The package {name} is not installed. Run: pip install {name}", arguments.debug
+        )
     except KeyboardInterrupt:
         sys.stderr.write("s2f: interrupted\n")
         return INTERRUPTED
@@ -126,7 +132,8 @@ def _generate(arguments: argparse.Namespace) -> int:
         write_files(files)
     except S2FError:
         for folder in made:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # what went wrong before is what the user must read
+                folder.rmdir()
         raise
     for path, portrait in zip(paths, portraits, strict=True):
         sys.stdout.write(f"{path}  seed {portrait.seed}, {portrait.steps} steps, {portrait.timings.total:.1f} ms\n")
@@ -245,8 +252,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from . import bench
-    from .output import write_file
+    from .output import check_writable, write_file
 
+    if arguments.json:
+        check_writable(arguments.json)
     report = bench.measure(
         arguments.bundle,
         device=arguments.device,

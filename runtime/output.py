@@ -30,14 +30,29 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         for path, temporary in staged.items():
             temporary.replace(path)
     except (OSError, ValueError) as error:
-        problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise OutputUnwritable(
-            f"{path} cannot be written: {problem}. Choose an existing folder with room and the right to write."
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         for temporary in staged.values():
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise OutputUnwritable if `write_file` could not write there now, before long work is done for it.
+
+    Changes nothing: a temporary file is made beside `path` and removed.
+    """
+    try:
+        _stage(Path(path), b"").unlink()
+    except (OSError, ValueError) as error:
+        raise _unwritable(Path(path), error) from error
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> OutputUnwritable:
+    problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return OutputUnwritable(
+        f"{path} cannot be written: {problem}. Choose an existing folder with room and the right to write."
+    )
 
 
 def _stage(path: Path, data: bytes) -> Path:

@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from audio_factory import encoded
+from bundle_factory import edit_manifest, put
 from PIL import Image
 from tiny_bundle import write_tiny_bundle
 
@@ -104,6 +107,10 @@ BAD_AUDIO = {
     "truncated": (wav_bytes(synthetic_speech(), 16000)[:30], "AudioUnreadable"),
     "silent": (wav_bytes(np.zeros(96000, np.float32), 16000), "AudioSilent"),
     "short": (wav_bytes(synthetic_speech()[:4000], 16000), "AudioTooShort"),
+    "no samples": (wav_bytes(np.zeros(0, np.float32), 16000), "AudioTooShort"),
+    "one sample": (wav_bytes(np.full(1, 0.5, np.float32), 16000), "AudioTooShort"),
+    "not a number": (encoded(np.where(np.arange(96000) == 50000, np.nan, 0.1), subtype="FLOAT"), "AudioNonFinite"),
+    "infinite": (encoded(np.where(np.arange(96000) == 50000, np.inf, 0.1), subtype="FLOAT"), "AudioNonFinite"),
 }
 
 
@@ -115,6 +122,43 @@ def test_bad_audio(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert s2f("generate", path, "-o", tmp_path / "face.png", "--bundle", bundle) == CODES[error]
     failure(capsys, error)
     assert [item.name for item in tmp_path.iterdir()] == ["in.wav"]
+
+
+def flip_a_bit(folder: Path) -> None:
+    data = bytearray((folder / "unet.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / "unet.onnx").write_bytes(data)
+
+
+def escape(folder: Path) -> None:
+    """The file named outside the folder is there and has the right bytes: only its place is wrong."""
+    (folder / "decoder.onnx").rename(folder.parent / "decoder.onnx")
+    edit_manifest(folder, lambda value: put(value, "stages.decoder.file", "../decoder.onnx"))
+
+
+BAD_BUNDLES: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "missing file": (lambda folder: (folder / "encoder.onnx").unlink(), "BundleInvalid", "encoder.onnx"),
+    "missing manifest": (lambda folder: (folder / "manifest.json").unlink(), "BundleNotFound", "manifest.json"),
+    "flipped bit": (flip_a_bit, "BundleTampered", "unet.onnx"),
+    "escaping path": (escape, "BundleInvalid", "stages.decoder.file"),
+    "newer schema": (
+        lambda folder: edit_manifest(folder, lambda value: put(value, "schema_version", 2)),
+        "BundleVersion",
+        "Upgrade",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BUNDLES)
+def test_bad_bundle(voice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    damage, error, hint = BAD_BUNDLES[case]
+    folder = write_tiny_bundle(tmp_path / "bundles" / "tiny")
+    damage(folder)
+    before = sorted(tmp_path.rglob("*"))
+    for out in (tmp_path / "face.png", tmp_path / "new" / "faces"):
+        assert s2f("generate", voice, "-o", out, "--bundle", folder) == CODES[error]
+        assert hint in failure(capsys, error)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -175,6 +219,20 @@ def test_a_failing_write_takes_its_new_folder_back(
     assert status == CODES["OutputUnwritable"]
     failure(capsys, "OutputUnwritable")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_cannot_be_taken_back_hides_nothing(
+    bundle: Path, voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full_and_shared(_: int) -> None:
+        (tmp_path / "a" / "of-somebody-else").touch()
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full_and_shared)
+    status = s2f("generate", voice, "-o", tmp_path / "a", "--bundle", bundle, "--n", 2)
+    assert status == CODES["OutputUnwritable"]
+    assert os.strerror(28) in failure(capsys, "OutputUnwritable")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["of-somebody-else"]
 
 
 def test_plan_of_one_portrait(tmp_path: Path) -> None:
@@ -239,6 +297,29 @@ def test_bench_writes_its_report(
     assert len(report["raw_ms"]["process_to_png"]) == 1
 
 
+def test_bench_finds_an_unwritable_report_before_it_measures(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr(bench, "measure", lambda *_, **options: measured.append(options))
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "nowhere" / "report.json", tmp_path / "folder"):
+        assert s2f("bench", bundle, "--json", out) == CODES["OutputUnwritable"]
+        assert str(out) in failure(capsys, "OutputUnwritable")
+    assert measured == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_bench_keeps_the_old_report_when_measuring_fails(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report.json"
+    out.write_bytes(b"old")
+    assert s2f("bench", bundle, "--runs", 0, "--json", out) == CODES["InvalidArgument"]
+    failure(capsys, "InvalidArgument")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("report.json", b"old")]
+
+
 @pytest.mark.parametrize("command", ["", "generate", "info", "verify", "doctor", "bench"])
 def test_help_says_what_a_portrait_is_not(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -277,6 +358,15 @@ def test_an_unforeseen_error_is_one_line(
     assert "unexpected ZeroDivisionError: oops" in err
     assert ("Traceback" in err) is debug
     assert debug or err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["verify", "doctor", "info"])
+def test_a_package_that_is_not_installed(command: str) -> None:
+    code = "import sys; sys.modules['numpy'] = None\nfrom runtime.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == CODES["BackendMissing"]
+    wanted = f"s2f: error [{done.returncode}]: The package numpy is not installed. Run: pip install numpy\n"
+    assert (done.stdout, done.stderr) == ("", wanted)
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
