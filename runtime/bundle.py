@@ -131,7 +131,7 @@ class Manifest:
         manifest = cls(
             name=fields.text("name", limit=64, pattern=r"[a-z0-9][a-z0-9._-]{0,63}"),
             generator=fields.text("generator", limit=128),
-            licence=fields.text("licence", limit=256),
+            licence=fields.text("licence", limit=2048),
             training_data=fields.text("training_data", limit=4096),
             stages={name: Stage.from_json(stages.values[name], f"stages.{name}") for name in STAGES},
             latent=LatentSpec.from_json(root["latent"], "latent"),

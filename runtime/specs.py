@@ -80,11 +80,6 @@ class Stage:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    @property
-    def ref(self) -> FileRef:
-        """The stage's file."""
-        return FileRef(self.file, self.sha256, self.size)
-
     @classmethod
     def from_json(cls, value: object, path: str) -> Stage:
         """Read {file, sha256, size, inputs, outputs}."""

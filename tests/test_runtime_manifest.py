@@ -89,7 +89,8 @@ BAD_VALUES = [
     ("name", "a" * 65),
     ("name", "a\n"),
     ("system", "vox2face"),
-    ("licence", "x" * 257),
+    ("licence", "x" * 2049),
+    ("training_data", "x" * 4097),
     ("training_data", "x\x1b[31m"),
     ("training_data", "\ud800"),
     ("training_data", None),
@@ -255,6 +256,12 @@ def test_any_value_anywhere(path, value):
 @given(st.integers(0, len(GOOD) - 1), st.integers(0, 30), st.binary(max_size=8))
 def test_any_mutation_of_the_bytes(start, length, new):
     only_our_errors(GOOD[:start] + new + GOOD[start + length :])
+
+
+def test_statements_may_be_long():
+    """Licences and attributions of several sources, in full."""
+    manifest = dataclasses.replace(make_manifest(), licence="L" * 2048, training_data="T" * 4096)
+    assert parse_manifest(manifest_to_json(manifest)) == manifest
 
 
 @settings(max_examples=100, deadline=None)
