@@ -39,6 +39,7 @@ class SpeechConfig:
     kind: str = "edge"
     width: int = 192
     blocks: int = 4
+    dropout: float = 0.0  # of the edge encoder's pooled statistics
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
 
 
@@ -68,6 +69,9 @@ class PretrainConfig:
     feature_loss: str = "pyramid"  # "lpips" or "pyramid"
     feature_weight: float = 1.0
     latent_noise: float = 0.0  # std of noise on the unit-variance latent while the decoder learns
+    mask_frames: int = 0  # longest of two time masks on the spectrogram (SpecAugment), in frames
+    mask_bands: int = 0  # longest of two frequency masks, in bands
+    weight_decay: float = 1e-4
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "pretrain.lr_face": (1e-9, 1.0),
     "pretrain.lr_speech": (1e-9, 1.0),
     "pretrain.latent_noise": (0.0, 1.0),
+    "pretrain.mask_frames": (0, 10_000),
+    "pretrain.mask_bands": (0, 10_000),
+    "pretrain.weight_decay": (0.0, 1.0),
+    "speech.dropout": (0.0, 0.9),
     "prior.counts": (1, 10**9),
     "diffusion.steps": (1, 10**9),
     "diffusion.batch": (1, 65536),

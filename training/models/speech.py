@@ -1,4 +1,7 @@
-"""Speech encoders: PCM float32 [batch, 96000] to a unit-length embedding float32 [batch, embedding]."""
+"""Speech encoders: PCM float32 [batch, 96000] to a unit-length embedding float32 [batch, embedding].
+
+Each is `embed(frontend(pcm))`, so that training can mask the spectrogram in between.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,16 @@ class EdgeSpeechEncoder(nn.Module):
         self.stem = nn.Sequential(_conv_relu_norm(bands, width, 5, 2), _conv_relu_norm(width, width, 3, 2))
         self.blocks = nn.ModuleList(_TemporalBlock(width, dilation=1 + i % 3) for i in range(speech.blocks))
         self.attention = nn.Conv1d(width, width, 1)
-        self.head = nn.Sequential(nn.BatchNorm1d(2 * width), nn.Linear(2 * width, config.embedding))
+        self.head = nn.Sequential(
+            nn.BatchNorm1d(2 * width), nn.Dropout(speech.dropout), nn.Linear(2 * width, config.embedding)
+        )
 
     def forward(self, pcm: Tensor) -> Tensor:
-        bands = self.frontend(pcm).transpose(2, 3).flatten(1, 2)
-        x = self.stem(self.norm(bands))
+        return self.embed(self.frontend(pcm))
+
+    def embed(self, spectrogram: Tensor) -> Tensor:
+        """[batch, channels, frames, bands] to the embedding."""
+        x = self.stem(self.norm(spectrogram.transpose(2, 3).flatten(1, 2)))
         for block in self.blocks:
             x = block(x)
         weight = self.attention(x).softmax(dim=2)
@@ -90,7 +98,11 @@ class PaperSpeechEncoder(nn.Module):
         )
 
     def forward(self, pcm: Tensor) -> Tensor:
-        x = self.layers(self.frontend(pcm)).mean(dim=2)
+        return self.embed(self.frontend(pcm))
+
+    def embed(self, spectrogram: Tensor) -> Tensor:
+        """[batch, channels, frames, bands] to the embedding."""
+        x = self.layers(spectrogram).mean(dim=2)
         return normalize(self.head(x.flatten(1)), dim=1)
 
 
