@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -11,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,11 @@ pytest.importorskip("pyworld", reason="building a corpus needs the train extra")
 
 import soundfile
 from PIL import Image
-from voice_factory import FailingRenderer, FlatRenderer, speech_folder
+from voice_factory import DyingWorker, FailingRenderer, FlatRenderer, speech_folder
 
 from runtime.errors import CorpusInvalid, InvalidArgument, OutputUnwritable
-from training.corpus import pairing
-from training.corpus.build import add_arguments, build_corpus
+from training.corpus import attributes, pairing, parallel, voices
+from training.corpus.build import build_corpus
 from training.corpus.sheet import contact_sheet, describe, save_contact_sheet
 from training.corpus.table import from_row, read_corpus, to_row
 
@@ -69,6 +69,8 @@ def test_what_is_on_disk_is_what_the_table_says(built):
         info = soundfile.info(clip)
         assert (info.samplerate, info.frames, info.channels, info.subtype) == (16_000, 112_000, 1, "PCM_16")
     assert {identity.split for identity in built.identities} == {"train", "val", "test"}
+    assert "CC0 1.0" in built.info["licences"]["voices"]
+    assert "LibriSpeech" not in built.info["licences"]["voices"]
     assert built.info["complete"] is True
     assert "synthetic world" in built.info["statement"]
 
@@ -118,6 +120,21 @@ def test_worker_processes_end_with_a_killed_builder(sources, tmp_path):
         builder.wait()
     assert builder.pid not in workers
     assert not wait_for(lambda: {pid for pid in workers if is_running(pid)}, 0)
+
+
+def test_a_killed_worker_process_is_an_error_with_a_cure():
+    items = range(4 * 2 * parallel.QUEUED_PER_PROCESS)  # more than are queued at first: submitting goes on after it
+    with parallel.processes(2, DyingWorker) as run_all, pytest.raises(CorpusInvalid, match="fewer --workers"):
+        list(run_all("work", items))
+
+
+def test_a_pool_found_broken_when_work_is_handed_in_is_the_same_error(monkeypatch):
+    def refuse(*_):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(parallel.ProcessPoolExecutor, "submit", refuse)
+    with parallel.processes(2, DyingWorker) as run_all, pytest.raises(CorpusInvalid, match="fewer --workers"):
+        list(run_all("work", [1]))
 
 
 def wait_for(look, count: int, seconds: float = 60.0) -> set[int]:
@@ -171,11 +188,34 @@ def test_a_folder_of_another_corpus_is_refused(sources, built):
     assert digest(built.root) == before
 
 
-def test_a_corpus_of_another_rule_is_not_continued(sources, built, tmp_path, monkeypatch):
+VERSIONS = {"RULE_VERSION": pairing, "RENDER_VERSION": attributes, "ANALYSIS_VERSION": voices}
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_a_corpus_of_another_version_is_not_continued(sources, built, tmp_path, monkeypatch, name):
     root = Path(shutil.copytree(built.root, tmp_path / "a"))
-    monkeypatch.setattr(pairing, "RULE_VERSION", pairing.RULE_VERSION + 1)
-    with pytest.raises(CorpusInvalid, match="rule"):
+    before = digest(root)
+    monkeypatch.setattr(VERSIONS[name], name, 2)
+    with pytest.raises(CorpusInvalid, match=f"other {name.lower().replace('_', ' ')}"):
         build(sources, root)
+    assert digest(root) == before
+
+
+def test_a_corpus_without_version_numbers_is_continued_as_version_one(sources, built, tmp_path):
+    root = Path(shutil.copytree(built.root, tmp_path / "a"))
+    info = {key: value for key, value in built.info.items() if key == "schema_version" or "_version" not in key}
+    (root / "corpus.json").write_text(json.dumps(info), encoding="utf-8")
+    kept = (root / "images" / "000000_0.jpg").stat().st_mtime_ns
+    assert len(build(sources, root).identities) == COUNT
+    assert (root / "images" / "000000_0.jpg").stat().st_mtime_ns == kept
+    assert digest(root) == digest(built.root)
+
+
+def test_a_corpus_that_was_being_extended_is_refused_until_it_is_finished(built, tmp_path):
+    root = Path(shutil.copytree(built.root, tmp_path / "a", ignore=shutil.ignore_patterns("cache")))
+    (root / "corpus.json").write_text(json.dumps(dict(built.info) | {"complete": False}), encoding="utf-8")
+    with pytest.raises(CorpusInvalid, match=r"did not finish.*again to finish it"):
+        read_corpus(root)
 
 
 @pytest.mark.parametrize(
@@ -250,23 +290,17 @@ def test_the_contact_sheet_shows_every_portrait(built, tmp_path):
         save_contact_sheet(built, tmp_path / "nowhere" / "sheet.png")
 
 
-def test_the_command_line_names_what_it_needs():
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    args = parser.parse_args(["--makehuman", "m", "--speech", "s", "--out", "o", "--identities", "5"])
-    assert (args.identities, args.portraits, args.clips, args.size, args.seed, args.workers) == (5, 1, 1, 256, 0, None)
-
-
-def asset(variable: str, name: str) -> Path:
-    folder = Path(os.environ.get(variable) or Path(__file__).parents[2] / "shared" / name)
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not here; set {variable} to run this on real data")
-    return folder
+def asset(variable: str, content: str) -> Path:
+    """The folder a variable names; one that is named and wrong fails the test, one not named skips it."""
+    if not os.environ.get(variable):
+        pytest.skip(f"set {variable} to {content} to run this on real data")
+    return Path(os.environ[variable])
 
 
 @pytest.mark.slow
 def test_real_assets_make_a_corpus(tmp_path):
     pytest.importorskip("numba", reason="the renderer needs the train extra")
-    makehuman, speech = asset("S2F_MAKEHUMAN", "makehuman"), asset("S2F_SPEECH", "speech")
+    makehuman = asset("S2F_MAKEHUMAN", "the folder that holds MakeHuman's `data` folder (CC0)")
+    speech = asset("S2F_SPEECH", "a folder of recordings with a speakers.csv (file,speaker,sex)")
     corpus = build_corpus(makehuman, speech, tmp_path / "a", 2, size=64, workers=1, progress=False)
     assert {identity.sex for identity in corpus.identities} == {"F", "M"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -99,3 +100,15 @@ class FailingRenderer(FlatRenderer):
             raise KeyboardInterrupt
         self.left -= 1
         return super().render(face, view)
+
+
+class DyingWorker:
+    """Its process is killed from outside, as a machine out of memory does, before its third piece of work."""
+
+    def __init__(self) -> None:
+        self.left = 2
+
+    def work(self, item: int) -> None:
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1

@@ -15,7 +15,9 @@ import numpy as np
 import soundfile
 import soxr
 
+from runtime.specs import SAMPLE_RATE
 from training.corpus.build import encode_flac, encode_jpeg
+from training.corpus.licences import FACES
 from training.corpus.pairing import draw_face, draw_view
 from training.corpus.render import Renderer
 from training.corpus.table import INFO_NAME, SCHEMA_VERSION, TABLE_NAME, Identity, to_row, write_table
@@ -32,7 +34,7 @@ def speak(number: int, sex: str) -> np.ndarray:
     pitch, speed = str(35 + 4 * number), str(140 + 5 * number)
     command = ["espeak-ng", "-v", voice, "-p", pitch, "-s", speed, "--stdout", "The harbour train leaves at nine."]
     pcm, rate = soundfile.read(io.BytesIO(subprocess.run(command, capture_output=True, check=True).stdout))
-    return soxr.resample(pcm, rate, 16_000).astype(np.float32)[: int(16_000 * SECONDS)]
+    return soxr.resample(pcm, rate, SAMPLE_RATE).astype(np.float32)[: int(SAMPLE_RATE * SECONDS)]
 
 
 def main(makehuman: str) -> None:
@@ -54,7 +56,7 @@ def main(makehuman: str) -> None:
     info = {
         "schema_version": SCHEMA_VERSION,
         "complete": True,
-        "licences": {"faces": "Rendered from MakeHuman assets, CC0 1.0 Universal.", "voices": "espeak-ng, synthetic."},
+        "licences": {"faces": FACES, "voices": "espeak-ng, synthetic."},
         "statement": "A fixture for tests: ten rendered faces, synthetic speech. It says nothing about people.",
     }
     (OUT / INFO_NAME).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")

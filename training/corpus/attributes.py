@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+RENDER_VERSION = 1  # raise it when the portrait of the same attributes changes: an older corpus is not continued
+
 
 @dataclass(frozen=True)
 class FaceAttributes:

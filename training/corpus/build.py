@@ -23,10 +23,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.errors import CorpusInvalid, InvalidArgument, OutputUnwritable
-from training.corpus import pairing, parallel, table, voices
+from runtime.errors import BackendMissing, CorpusInvalid, InvalidArgument, OutputUnwritable
+from training.corpus import attributes, pairing, parallel, table, voices
 from training.corpus.attributes import Catalogue, FaceAttributes, ViewAttributes
 from training.corpus.augment import augment
+from training.corpus.licences import licences_of
 
 CLIP_SECONDS = 7.0
 JPEG_QUALITY = 95
@@ -37,14 +38,6 @@ STATEMENT = (
     "A synthetic world for proving the machine: rendered faces, re-synthesised voices, and an invented rule between "
     "them (training/corpus/README.md). It says nothing about people."
 )
-LICENCES = {
-    "faces": "Rendered from MakeHuman assets, CC0 1.0 Universal.",
-    "voices": (
-        "With the LibriSpeech selection: LibriSpeech (c) 2014 by Vassil Panayotov, CC BY 4.0, "
-        "https://creativecommons.org/licenses/by/4.0/; changed: pitch, formants, rate, breathiness, room, noise. "
-        "Other recordings: see the licence column of their speakers.csv."
-    ),
-}
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +76,11 @@ class Plan:
 
 
 def open_renderer(makehuman: str, size: int) -> PortraitRenderer:
-    """The real renderer, imported late: reading a corpus needs no numba."""
-    from training.corpus.render import Renderer
-
+    """The real renderer, imported late: a build with another renderer needs no numba. Raises BackendMissing."""
+    try:
+        from training.corpus.render import Renderer
+    except ImportError as error:
+        raise BackendMissing(f"no renderer ({error}); install it with: pip install 's2f-edge[train]'") from error
     return Renderer(makehuman, size)
 
 
@@ -106,7 +101,8 @@ def build_corpus(
     """Make the corpus, or what is missing of it. `workers`: processes, all cores by default; 1 works in this process.
 
     Raises InvalidArgument for numbers out of range, CorpusInvalid for unusable sources or an `out` that holds a corpus
-    made with other arguments, OutputUnwritable where `out` cannot be written.
+    made with other arguments or another release's rule or renderer, OutputUnwritable where `out` cannot be written,
+    BackendMissing without the train extra.
     """
     _check_numbers(identities=identities, portraits=portraits, clips=clips, size=size, seed=seed, workers=workers)
     if not Path(makehuman).is_dir():
@@ -172,21 +168,6 @@ def encode_flac(pcm: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `s2f-train corpus`."""
-    parser.add_argument("--makehuman", required=True, metavar="DIR", help="MakeHuman data folder (CC0 assets)")
-    parser.add_argument(
-        "--speech", required=True, metavar="DIR", help="recordings with a speakers.csv (file,speaker,sex)"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the corpus is written, or continued")
-    parser.add_argument("--identities", required=True, type=int, metavar="N", help="how many people to invent")
-    parser.add_argument("--portraits", type=int, default=1, metavar="K", help="pictures of each (default 1)")
-    parser.add_argument("--clips", type=int, default=1, metavar="K", help="7 s clips of each (default 1)")
-    parser.add_argument("--size", type=int, default=256, metavar="PX", help="portrait size (default 256)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same corpus (default 0)")
-    parser.add_argument("--workers", type=int, default=None, metavar="W", help="processes (default: all cores)")
-
-
 def run(args: argparse.Namespace) -> None:
     """Carry out `s2f-train corpus`; what was made is logged."""
     corpus = build_corpus(
@@ -212,7 +193,7 @@ def _describe(plan: Plan, identities: int) -> dict[str, Any]:
     """corpus.json: no time, no path, so that it too is reproduced bit for bit."""
     return {
         "schema_version": table.SCHEMA_VERSION,
-        "rule_version": pairing.RULE_VERSION,
+        **_versions(),
         "complete": False,
         "identities": identities,
         "arguments": {name: getattr(plan, name) for name in ("seed", "portraits", "clips", "size")},
@@ -223,25 +204,33 @@ def _describe(plan: Plan, identities: int) -> dict[str, Any]:
         "clip": {"seconds": CLIP_SECONDS, "sample_rate": voices.SAMPLE_RATE},
         "split_rule": SPLIT_RULE,
         "packages": {name: _version(name) for name in ("s2f-edge", *PACKAGES)},
-        "licences": LICENCES,
+        "licences": licences_of(plan.speakers),
         "statement": STATEMENT,
     }
 
 
+def _versions() -> dict[str, int]:
+    """What decides, beside seed, arguments and sources, on the bytes of an identity; a corpus without a key has 1."""
+    return {
+        "rule_version": pairing.RULE_VERSION,
+        "render_version": attributes.RENDER_VERSION,
+        "analysis_version": voices.ANALYSIS_VERSION,
+    }
+
+
 def _open_out(out: Path, info: dict[str, Any]) -> None:
-    """Make the folders; refuse a folder whose corpus was made from other sources, arguments or pairing rule."""
+    """Make the folders; refuse a folder whose corpus has other sources, arguments or versions of what makes it."""
     path = out / table.INFO_NAME
     if path.is_file():
         try:
             before = json.loads(path.read_bytes())
-            same = all(before[key] == info[key] for key in ("schema_version", "arguments", "sources"))
-            same = same and before.get("rule_version", 1) == info["rule_version"]
+            other = [key for key in ("schema_version", "arguments", "sources") if before[key] != info[key]]
+            other += [key for key, version in _versions().items() if before.get(key, 1) != version]
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusInvalid(f"{path}: damaged; delete it to build into this folder anyway") from error
-        if not same:
-            raise CorpusInvalid(
-                f"{out}: holds a corpus of other arguments or sources ({path.name}); choose another folder"
-            )
+        if other:
+            differs = ", ".join(key.replace("_", " ") for key in other)
+            raise CorpusInvalid(f"{out}: holds a corpus of other {differs} ({path.name}); choose another folder")
         if before.get("packages") != info["packages"]:
             logger.warning("%s: package versions changed since it was begun; its bytes may not be reproducible", out)
     elif (out / "parts").is_dir() and any((out / "parts").iterdir()):

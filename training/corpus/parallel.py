@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import Any
 
+from tqdm import tqdm
+
 from runtime.errors import CorpusInvalid
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -42,8 +44,6 @@ def processes(count: int | None, make_worker: Callable[..., Any], *args: Any) ->
 
 def follow(finished: Iterable[None], total: int, title: str, unit: str, *, progress: bool) -> None:
     """Carry it out under a progress bar."""
-    from tqdm import tqdm
-
     for _ in tqdm(finished, title, total, unit=unit, disable=not progress or not total, dynamic_ncols=True):
         pass
 
@@ -74,23 +74,26 @@ def _call(method: str, item: Any) -> None:
 
 
 def _finished(pool: ProcessPoolExecutor, method: str, items: Iterable[Any], ahead: int) -> Iterator[None]:
-    """Keep `ahead` items in the pool; yield once per finished one; the first failure is raised here."""
+    """Keep `ahead` items in the pool; yield once per finished one; the first failure is raised here.
+
+    Raises CorpusInvalid where a process ended by itself; the pool says so wherever it is touched next.
+    """
     pending: set[Future[None]] = set()
     queue = iter(items)
-    while True:
-        for item in queue:
-            pending.add(pool.submit(_call, method, item))
-            if len(pending) >= ahead:
-                break
-        if not pending:
-            return
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            try:
+    try:
+        while True:
+            for item in queue:
+                pending.add(pool.submit(_call, method, item))
+                if len(pending) >= ahead:
+                    break
+            if not pending:
+                return
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
                 yield future.result()
-            except BrokenProcessPool as error:
-                message = "a worker process was killed, perhaps for want of memory; run again, with fewer --workers"
-                raise CorpusInvalid(message) from error
+    except BrokenProcessPool as error:
+        message = "a worker process ended early, perhaps killed for want of memory; run again, with fewer --workers"
+        raise CorpusInvalid(message) from error
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 The order of one picture: blend and smooth the head, pose it, find what is visible, cast the key light's depth map,
 describe the surfaces, light them, lay brows, lashes and hair over them, reduce to size in linear light. The same
-attributes give the same bytes. View space: origin between the eyes, x to the picture's right, y up, z towards the
-camera; decimetres.
+attributes give the same bytes: a change that alters them raises `attributes.RENDER_VERSION`. View space: origin between
+the eyes, x to the picture's right, y up, z towards the camera; decimetres.
 """
 
 from __future__ import annotations

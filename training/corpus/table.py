@@ -123,14 +123,12 @@ def write_table(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
 
 
 def read_corpus(path: str | os.PathLike[str]) -> Corpus:
-    """Read and check a corpus folder. Raises CorpusInvalid: no corpus, another schema, a bad row, a missing file."""
+    """Read and check a corpus folder. Raises CorpusInvalid: none, incomplete, another schema, a bad row or file."""
     root = Path(path)
     info = _read_info(root)
     table = root / TABLE_NAME
     if not table.is_file():
-        raise CorpusInvalid(
-            f"{table}: not found; the build did not finish, run `s2f-train corpus` again to continue it"
-        )
+        raise CorpusInvalid(f"{table}: not found; run the build (`s2f-train corpus`) again to write it")
     with table.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
@@ -163,6 +161,10 @@ def _read_info(root: Path) -> Mapping[str, Any]:
         raise CorpusInvalid(f"{path}: not readable as JSON ({error}); build the corpus again") from error
     if not isinstance(info, dict) or info.get("schema_version") != SCHEMA_VERSION:
         raise CorpusInvalid(f"{path}: not of schema version {SCHEMA_VERSION}; build the corpus again with this release")
+    if info.get("complete") is not True:
+        raise CorpusInvalid(
+            f"{path}: the build did not finish; run the same `s2f-train corpus --out {root} …` again to finish it"
+        )
     return info
 
 

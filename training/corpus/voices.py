@@ -20,16 +20,17 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import find_peaks
 
-from runtime.errors import CorpusInvalid
+from runtime.errors import BackendMissing, CorpusInvalid
+from runtime.specs import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
 FRAME_SECONDS = 0.005
 FFT_SIZE = 1024
 BINS = FFT_SIZE // 2 + 1
 F0_FLOOR, F0_CEILING = 60.0, 450.0
 REFERENCE_SPACING_HZ = 1030.0  # formant spacing c/2L of a uniform tube of 17 cm: formant scale 1
 REFERENCE_RATE = 4.3  # syllable nuclei per second of speech: rate 1
-ANALYSIS_VERSION = 1  # raise it when the analysis changes: older cache files are then made anew
+# Raise it when the analysis changes: older cache files are made anew, an older corpus is not continued.
+ANALYSIS_VERSION = 1
 # A measurement on seconds of speech is part voice, part text and error: it is drawn towards what is typical of the sex.
 TYPICAL_FORMANT_SCALE = {"F": 1.10, "M": 1.00}
 FORMANT_TRUST, RATE_TRUST = 0.4, 0.6
@@ -38,12 +39,13 @@ SCALE_LIMITS = {"f0": (0.65, 1.55), "formant": (0.82, 1.22), "rate": (0.68, 1.45
 
 @dataclass(frozen=True)
 class Speaker:
-    """One line of speakers.csv. `sex` is "F" or "M"."""
+    """One line of speakers.csv. `sex` is "F" or "M"; `licence` and `source` as written there, empty where not."""
 
     name: str
     sex: str
     path: Path
     licence: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class VoiceParameters:
 
 
 def read_speakers(folder: str | os.PathLike[str]) -> list[Speaker]:
-    """The speakers of a folder with a speakers.csv (columns file, speaker, sex; licence optional), sorted by name."""
+    """Speakers of a folder with a speakers.csv (columns file, speaker, sex; optional licence, source), by name."""
     root = Path(folder)
     table = root / "speakers.csv"
     if not table.is_file():
@@ -96,7 +98,7 @@ def read_speakers(folder: str | os.PathLike[str]) -> list[Speaker]:
             raise CorpusInvalid(f"{table}:{number}: speaker {name!r} is empty or listed twice; one file per speaker.")
         if not path.is_file():
             raise CorpusInvalid(f"{table}:{number}: {path} not found; correct the name or remove the line.")
-        speakers[name] = Speaker(name, sex, path, row.get("licence") or "")
+        speakers[name] = Speaker(name, sex, path, row.get("licence") or "", row.get("source") or "")
     if not speakers:
         raise CorpusInvalid(f"{table}: lists no speaker.")
     return [speakers[name] for name in sorted(speakers)]
@@ -327,5 +329,5 @@ def _world() -> ModuleType:
             warnings.simplefilter("ignore")  # its use of pkg_resources is deprecated
             import pyworld
     except ImportError as error:
-        raise CorpusInvalid("pyworld is missing; install the extra: pip install 's2f-edge[train]'.") from error
+        raise BackendMissing(f"no vocoder ({error}); install it with: pip install 's2f-edge[train]'") from error
     return pyworld
