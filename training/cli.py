@@ -70,7 +70,7 @@ def _build_corpus(arguments: argparse.Namespace) -> None:
 
 
 def _missing(error: ImportError) -> BackendMissing:
-    return BackendMissing(f"training needs {error.name}; install it with: pip install 's2f-edge[train]'")
+    return BackendMissing(f"training lacks a package ({error}); install it with: pip install 's2f-edge[train]'")
 
 
 def _train(arguments: argparse.Namespace) -> None:
