@@ -10,11 +10,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import BackendMissing, InvalidArgument, S2FError
+from export.options import STORES, ExportOptions
+from runtime.bundle import SOLVERS
+from runtime.errors import BackendMissing, InvalidArgument, OutputUnwritable, S2FError
 
 if TYPE_CHECKING:
     from export.pipeline import Exported
 
+RESPECT = (
+    "A voice does not determine a face. An exported bundle draws plausible portraits; it identifies nobody and is not "
+    "for surveillance, identification or decisions about people."
+)
+INTERRUPTED = 130
 NEEDED = ("torch", "diffusers", "safetensors", "onnx", "onnxruntime")
 
 
@@ -27,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except S2FError as error:
         sys.stderr.write(f"s2f-export: error [{error.code}]: {error}\n")
         return error.code
+    except OSError as error:  # files and folders that no check foresaw
+        sys.stderr.write(f"s2f-export: error [{OutputUnwritable.code}]: {error}; choose another folder with -o\n")
+        return OutputUnwritable.code
+    except KeyboardInterrupt:
+        sys.stderr.write("s2f-export: interrupted; no bundle was written\n")
+        return INTERRUPTED
     sys.stdout.write(_summary(exported))
     return 0
 
@@ -35,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s2f-export",
         description="Export a training run as a bundle: three ONNX graphs, everything fused, checked against torch.",
+        epilog=RESPECT,
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder that s2f-train wrote")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="new folder for the bundle")
@@ -43,11 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--default-steps", type=int, default=8, help="steps where the caller names none (default: %(default)s)"
     )
-    parser.add_argument("--solver", default="dpmpp_2m", choices=("dpmpp_2m", "ddim"), help="default: %(default)s")
+    parser.add_argument("--solver", default="dpmpp_2m", choices=SOLVERS, help="default: %(default)s")
     parser.add_argument(
-        "--store", default="float16", choices=("float16", "float32"), help="weights in the files (default: %(default)s)"
+        "--store", default="float16", choices=STORES, help="weights in the files (default: %(default)s)"
     )
     parser.add_argument("--guidance", type=float, default=2.0, help="default guidance scale (default: %(default)s)")
+    parser.add_argument("--licence", default="Apache-2.0", help="licence of the weights (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
     return parser
@@ -61,7 +76,7 @@ def _export(arguments: argparse.Namespace) -> Exported:
             raise BackendMissing(
                 f"s2f-export needs {package}; install it with: pip install 's2f-edge[export]'"
             ) from error
-    from export.pipeline import ExportOptions, export_run
+    from export.pipeline import export_run
 
     options = ExportOptions(
         name=arguments.name,
@@ -70,6 +85,7 @@ def _export(arguments: argparse.Namespace) -> Exported:
         solver=arguments.solver,
         store=arguments.store,
         guidance=arguments.guidance,
+        licence=arguments.licence,
         force=arguments.force,
     )
     return export_run(arguments.run_dir, arguments.output, options)

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.shift import PriorShift, prior_shift
 from training.checkpoint import System
+from training.prior_shift import prior_shift
 from training.sampling import StepTable
 
 COEFFICIENTS = ("P", "Q", "A", "B", "C", "first")
@@ -66,14 +66,15 @@ class StepGraph(nn.Module):
 
     def __init__(self, system: System, rows: StepRows) -> None:
         super().__init__()
-        self.shift: PriorShift = prior_shift(system.prior_mode, system.prior_weight)
+        self.scale, offset = prior_shift(system.prior_mode, system.prior_weight, system.prior.float())
+        self.shifts = bool(offset.any())
+        self.register_buffer("offset", offset)
         self.clip = float(system.config.diffusion.latent_clip)
         self.denoiser = copy.deepcopy(system.denoiser)
         for name in (*COEFFICIENTS, "timesteps"):
             self.register_buffer(name, rows.column(name))
         first = cast("Tensor", self.first)
-        self.register_buffer("enter_scale", 1 + first * (self.shift.scale - 1))
-        self.register_buffer("offset", (self.shift.weight * system.prior.float()).unsqueeze(0))
+        self.register_buffer("enter_scale", 1 + first * (self.scale - 1))
         self.row = _CurrentRow()
         _use_plain_attention(self.denoiser)
         _tabulate_time(
@@ -89,14 +90,23 @@ class StepGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         P, Q, A, B, C, first = (cast("Tensor", getattr(self, name)).index_select(0, step) for name in COEFFICIENTS)
         shifted = self._enter(latent, first, step)
-        x = self.shift.remove(shifted, self.offset)
+        x = self._without_prior(shifted)
         x0 = torch.clamp(P * x + Q * self._network(shifted, condition, step, guidance), -self.clip, self.clip)
-        return self.shift.apply(A * x + B * x0 + C * history, self.offset), x0
+        return self._with_prior(A * x + B * x0 + C * history), x0
 
     def _enter(self, latent: Tensor, first: Tensor, step: Tensor) -> Tensor:
-        if self.shift.scale != 1:
+        if self.scale != 1:
             latent = latent * cast("Tensor", self.enter_scale).index_select(0, step)
-        return latent if self.shift.weight == 0 else latent + first * cast("Tensor", self.offset)
+        return latent + first * cast("Tensor", self.offset) if self.shifts else latent
+
+    # The two leave out what does nothing, so that no needless node reaches the graph.
+    def _with_prior(self, x: Tensor) -> Tensor:
+        scaled = x if self.scale == 1 else x * self.scale
+        return scaled + cast("Tensor", self.offset) if self.shifts else scaled
+
+    def _without_prior(self, shifted: Tensor) -> Tensor:
+        centred = shifted - cast("Tensor", self.offset) if self.shifts else shifted
+        return centred if self.scale == 1 else centred * (1 / self.scale)
 
     def _network(self, shifted: Tensor, condition: Tensor, step: Tensor, guidance: Tensor) -> Tensor:
         batch, channels, height, width = shifted.shape
@@ -113,10 +123,10 @@ class DecoderGraph(nn.Module):
 
     def __init__(self, system: System) -> None:
         super().__init__()
-        shift = prior_shift(system.prior_mode, system.prior_weight)
+        scale, offset = prior_shift(system.prior_mode, system.prior_weight, system.prior.float())
         std, mean = system.latent_std.float()[:, None, None], system.latent_mean.float()[:, None, None]
-        self.register_buffer("scale", (std / shift.scale).unsqueeze(0))
-        self.register_buffer("bias", (mean - std * (shift.weight * system.prior.float() / shift.scale)).unsqueeze(0))
+        self.register_buffer("scale", (std / scale).unsqueeze(0))
+        self.register_buffer("bias", mean - std * offset / scale)
         self.face_decoder = copy.deepcopy(system.face_decoder)
 
     def forward(self, latent: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 from export.card import render_card
 from export.graphs import STORED_AS_FLOAT16, Signature, export_graph
 from export.modules import DecoderGraph, EncoderGraph, StepGraph, StepRows
+from export.options import GUIDANCE_RANGE, ExportOptions
 from export.parity import ParityReport, chain_reference, check_parity
 from export.writer import check_target, write_bundle
 from runtime.bundle import (
@@ -33,44 +33,13 @@ from runtime.bundle import (
     sha256_hex,
     stage_tensors,
 )
-from runtime.errors import InvalidArgument
 from training.checkpoint import System, load_system
-from training.config import config_to_dict
 from training.sampling import step_table
 
 log = logging.getLogger(__name__)
 
 CARD = "MODEL_CARD.md"
-SOLVERS = ("dpmpp_2m", "ddim")
-STORES = ("float16", "float32")
-GUIDANCE_RANGE = (0.0, 10.0)
 MODULES = ("speech_encoder", "denoiser", "face_decoder")
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What the caller decides; everything else is in the checkpoint. Raises InvalidArgument for values out of range."""
-
-    name: str | None = None
-    steps: tuple[int, ...] = (4, 8, 25)
-    default_steps: int = 8
-    solver: str = "dpmpp_2m"
-    store: str = "float16"
-    guidance: float = 2.0
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        checks = (
-            (self.name is None or re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name), "name", "a-z 0-9 . _ - only"),
-            (self.steps and all(1 <= n <= 1000 for n in self.steps), "steps", "numbers from 1 to 1000"),
-            (self.default_steps in self.steps, "default_steps", f"one of {self.steps}"),
-            (self.solver in SOLVERS, "solver", " or ".join(SOLVERS)),
-            (self.store in STORES, "store", " or ".join(STORES)),
-            (GUIDANCE_RANGE[0] <= self.guidance <= GUIDANCE_RANGE[1], "guidance", "0 to 10"),
-        )
-        for good, option, rule in checks:
-            if not good:
-                raise InvalidArgument(f"export option {option} is {getattr(self, option)!r}; use {rule}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +70,7 @@ def export_system(system: System, target: Path, options: ExportOptions) -> Expor
     log.info("parity: %s", parity)
     manifest = _manifest(stored, rows, graphs, (latent, image, condition), options)
     drift = _drift(system, stored, rows)
-    card = render_card(manifest, config_to_dict(system.config), options, parity, drift).encode()
+    card = render_card(manifest, system, options, parity, drift).encode()
     manifest = dataclasses.replace(manifest, model_card=FileRef(CARD, sha256_hex(card), len(card)))
     files = {f"{stage}.onnx": data for stage, data in graphs.items()} | {CARD: card}
     identity = write_bundle(target, manifest, files, force=options.force)
@@ -158,7 +127,7 @@ def _manifest(
     return Manifest(
         name=options.name or system.name,
         generator=generator(),
-        licence=system.licence,
+        licence=f"{options.licence} for the weights; sources: {system.licence}",
         training_data=system.training_data,
         stages={n: Stage(f"{n}.onnx", sha256_hex(data), len(data), *tensors[n]) for n, data in graphs.items()},
         latent=shapes[0],

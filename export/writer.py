@@ -17,6 +17,15 @@ def check_target(target: Path, *, force: bool) -> None:
 
     `force` replaces a bundle (or an empty folder), never a folder that holds something else.
     """
+    try:
+        _refuse_target(target, force)
+    except OSError as error:
+        raise OutputUnwritable(
+            f"{target} cannot be looked into: {error.strerror or error}; choose another place"
+        ) from error
+
+
+def _refuse_target(target: Path, force: bool) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise OutputUnwritable(f"{target} is not a folder; give a new folder name with -o")
     if target.is_dir() and any(target.iterdir()):
@@ -65,7 +74,7 @@ def _put_in_place(work: Path, target: Path) -> None:
     target.rename(aside)
     try:
         work.rename(target)
-    except OSError:
+    except BaseException:
         aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)

@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from export.graphs import Signature, export_graph
-from export.modules import StepGraph, StepRows
-from export.shift import prior_shift
-from runtime.bundle import ConditionSpec, ImageSpec, LatentSpec, stage_tensors
-from runtime.errors import CheckpointInvalid
+from export.modules import DecoderGraph, StepGraph, StepRows
+from runtime.bundle import PRIOR_MODES, ConditionSpec, ImageSpec, LatentSpec, stage_tensors
 from tests.toy_system import CHANNELS, SIZE, TOKENS, WIDTH, toy_system
 from training.sampling import step_table
 
@@ -121,17 +119,15 @@ def test_only_the_first_row_shifts_its_input():
     assert graph.first.tolist() == [1, 0, 1, 0, 0]
 
 
-def test_shift_modes_invert():
-    rng = np.random.default_rng(1)
-    x, prior = rng.standard_normal(5), rng.standard_normal(5)
-    for mode in ("add", "subtract", "interpolate", "none"):
-        shift = prior_shift(mode, 0.25)
-        offset = shift.weight * prior
-        np.testing.assert_allclose(shift.remove(shift.apply(x, offset), offset), x)
-    np.testing.assert_allclose(prior_shift("subtract", 0.25).apply(x, -0.25 * prior), x - 0.25 * prior)
-
-
-@pytest.mark.parametrize(("mode", "weight"), [("mean", 0.1), ("interpolate", 1.0)])
-def test_impossible_shift_is_refused(mode, weight):
-    with pytest.raises(CheckpointInvalid):
-        prior_shift(mode, weight)
+@pytest.mark.parametrize("mode", PRIOR_MODES)
+def test_decoder_removes_what_the_mode_added(mode):
+    """z of x' from the paper's three formulas (SCLDM eq. 2), written out."""
+    system = toy_system(mode=mode, weight=0.25)
+    z, p = torch.randn(2, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).double(), system.prior
+    shifted = {"add": z + p / 4, "subtract": z - p / 4, "interpolate": 0.75 * z + p / 4, "none": z}[mode]
+    decoder = DecoderGraph(system)
+    seen = []
+    decoder.face_decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    decoder(shifted.float())
+    expected = z * system.latent_std[:, None, None] + system.latent_mean[:, None, None]
+    torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=0)
