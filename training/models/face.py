@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import batch_norm, interpolate, normalize
 
 from training.config import Config
 
@@ -36,8 +36,8 @@ def latent_shape(config: Config) -> tuple[int, int, int]:
 class FaceEncoder(nn.Module):
     """A convolutional trunk with two heads: the latent that diffusion models, and the embedding aligned with speech.
 
-    The latent leaves through a batch norm without scale or shift, so that it has zero mean and unit variance per
-    channel whatever the trunk does: the scale that diffusion and the statistical prior (eq. 3) assume.
+    The latent leaves standardised, zero mean and unit variance per channel whatever the trunk does: the scale that
+    diffusion and the statistical prior (eq. 3) assume.
     """
 
     def __init__(self, config: Config, trunk: nn.Sequential) -> None:
@@ -45,7 +45,7 @@ class FaceEncoder(nn.Module):
         self.trunk = trunk
         width = next(m.out_channels for m in reversed(list(trunk.modules())) if isinstance(m, nn.Conv2d))
         self.latent = nn.Conv2d(width, config.face.latent_channels, 1)
-        self.standardise = nn.BatchNorm2d(config.face.latent_channels, affine=False)
+        self.standardise = Standardise(config.face.latent_channels)
         self.embedding = nn.Sequential(
             nn.Linear(2 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, config.embedding)
         )
@@ -54,6 +54,23 @@ class FaceEncoder(nn.Module):
         x = self.trunk(portrait)
         pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
         return self.standardise(self.latent(x)), normalize(self.embedding(pooled), dim=1)
+
+
+class Standardise(nn.BatchNorm2d):
+    """(x − mean) / std per channel with slowly running statistics, in training too.
+
+    With a batch's own statistics the decoder sees every portrait shifted by what else was in the batch, and never
+    learns the small differences that hues are.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                batch_norm(x.float(), self.running_mean, self.running_var, training=True, momentum=self.momentum or 0.0)
+        return batch_norm(x, self.running_mean, self.running_var, training=False, eps=self.eps)
 
 
 def _compact_trunk(widths: tuple[int, ...]) -> nn.Sequential:
