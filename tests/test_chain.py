@@ -45,6 +45,8 @@ def test_exported_bundle_says_what_it_is(bundle):
     assert "A voice does not determine a face" in card
     assert "fixture for tests" in card
     assert "CC0" in card
+    assert "Apache-2.0 for the weights" in read.manifest.licence
+    assert "feature loss used in pre-training: laplacian-pyramid" in card, "where the config asks for the pyramid"
     assert run("runtime", "verify", bundle).returncode == 0
 
 

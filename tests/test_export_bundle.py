@@ -246,8 +246,10 @@ def test_command_line_reports_errors_by_code(tmp_path, capsys):
 def test_command_line_writes_a_bundle(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "load_system", lambda run: toy_system())
     arguments = [str(tmp_path), "-o", str(tmp_path / "b"), "--name", "mine", "--steps", "2", "--default-steps", "2"]
-    assert cli.main(arguments) == 0
-    assert read_bundle(tmp_path / "b").manifest.name == "mine"
+    assert cli.main([*arguments, "--licence", "CC-BY-NC-4.0"]) == 0
+    manifest = read_bundle(tmp_path / "b").manifest
+    assert manifest.name == "mine"
+    assert manifest.licence.startswith("CC-BY-NC-4.0 for the weights; sources: Numbers")
     assert "parity" in capsys.readouterr().out
 
 
