@@ -89,7 +89,8 @@ def load_pairs(corpus_dir: Path, split: str, size: int, cache: Path) -> Pairs:
 
 def origin_of(corpus: Corpus, feature_loss: str) -> Origin:
     """What a model trained on this corpus must say: its fingerprint, its data and their licences."""
-    made = " ".join(f"--{key} {value}" for key, value in corpus.info.get("arguments", {}).items())
+    arguments = {"identities": len(corpus.identities), **corpus.info.get("arguments", {})}
+    made = " ".join(f"--{key} {value}" for key, value in arguments.items())
     counts = ", ".join(f"{len(corpus.split(name))} {name}" for name in ("train", "val", "test"))
     return Origin(
         corpus=fingerprint(corpus),
