@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from runtime.audio import fit_window, normalise_level
 from runtime.errors import CorpusInvalid
+from runtime.specs import SAMPLE_RATE, SAMPLES
 from training.checkpoint import Origin
 from training.corpus.table import TABLE_NAME, Corpus, Identity, read_corpus
 
-SAMPLES = 96_000  # the six seconds that every encoder here hears
-SPARE = 16_000  # a packed clip keeps up to a second more, from which training crops
+SPARE = SAMPLE_RATE  # a packed clip keeps up to a second more than the six, from which training crops
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def read_clip(path: Path) -> NDArray[np.int16]:
         pcm, rate = soundfile.read(path, dtype="int16")
     except (OSError, RuntimeError) as error:
         raise CorpusInvalid(f"clip {path} cannot be read: {error}; build the corpus again, it resumes") from error
-    if rate != 16_000 or pcm.ndim != 1 or not pcm.size:
+    if rate != SAMPLE_RATE or pcm.ndim != 1 or not pcm.size:
         raise CorpusInvalid(f"clip {path} is not 16 kHz mono speech; build the corpus again")
     return np.resize(pcm, SAMPLES + SPARE)
 

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from runtime.specs import SAMPLE_RATE
 from training.config import FrontendConfig
 
-SAMPLE_RATE = 16_000
 TINY = 1e-8  # keeps the root of a silent bin differentiable; 80 dB under a compressed value of 1
 
 
