@@ -153,6 +153,9 @@ def test_configurations_round_trip_and_refuse_what_they_do_not_know():
         ({"name": "x", "diffusion": {"prior_mode": "interpolate", "prior_weight": 1.0}}, "prior_weight"),
         ({"name": "x", "prior": {"counts": [500, 100]}}, "counts"),
         ({"name": "x", "face": {"size": 100}}, r"multiple of 16"),
+        ({"name": "x", "face": {"encoder_widths": [16, 32]}}, r"decoder_widths"),
+        ({"name": "x", "diffusion": {"norm_groups": 7}}, "norm_groups"),
+        ({"name": "x", "diffusion": {"timesteps": 10}}, "preview_steps"),
     ):
         with pytest.raises(ConfigInvalid, match=message):
             config_from_dict(broken)

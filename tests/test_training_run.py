@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 from conftest import CORPUS, train
 from PIL import Image
 
+from runtime.audio import load_speech
 from runtime.errors import CheckpointInvalid, CorpusInvalid, TrainingDiverged
 from training.checkpoint import Origin, load_checkpoint, load_stage, load_system, save_checkpoint
 from training.config import load_config
@@ -91,6 +92,31 @@ def test_stages_of_other_encoders_or_corpora_are_not_mixed(trained, tmp_path):
         load_system(tmp_path)
 
 
+def test_an_interrupted_stage_resumes_exactly(tmp_path):
+    """Optimiser, averaged weights and random numbers: step by step as if nothing had happened."""
+
+    def toy(interrupt_at=None):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict({"layer": torch.nn.Linear(4, 1)})
+
+        def loss(step, rng):
+            if step == interrupt_at:
+                raise KeyboardInterrupt
+            data = torch.from_numpy(rng.standard_normal((8, 4), dtype=np.float32)) + 0.1 * torch.randn(8, 4)
+            return {"loss": (model["layer"](data) - data.sum(dim=1, keepdim=True)).square().mean()}
+
+        config = dataclasses.replace(load_config("tiny"), save_every=4)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=0.05)
+        blank = Origin("c", "", "", "", "")
+        return Stage("diffusion", config, 16, model, optimiser, loss, lambda: Image.new("RGB", (1, 1)), blank, 0.9)
+
+    whole = run_stage(toy(), tmp_path / "whole")["layer"].weight
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(toy(interrupt_at=6), tmp_path / "resumed")
+    assert load_checkpoint(tmp_path / "resumed" / "diffusion.state.safetensors").step == 4
+    assert torch.equal(run_stage(toy(), tmp_path / "resumed")["layer"].weight, whole)
+
+
 def test_divergence_is_an_error_and_leaves_the_weights(tmp_path):
     weight = torch.nn.Linear(1, 1)
     before = weight.weight.detach().clone()
@@ -148,8 +174,16 @@ def test_crops_mirrors_and_windows_are_what_the_runtime_hears(tmp_path):
     assert torch.equal(speech, pairs.speech(rows))
     a, b = (pairs.speech(rows, np.random.default_rng(s)) for s in (0, 1))
     assert not torch.equal(a, b)
+    runtime_hears = load_speech((pairs.clips[0, 0], 16_000))
+    np.testing.assert_allclose(speech[0].numpy(), runtime_hears, atol=2e-3)
     faces = pairs.faces(rows)
     assert faces.shape == (len(pairs), 3, 32, 32)
+    mirrored = pairs.faces([0] * 32, np.random.default_rng(0))
+    same = [torch.equal(face, faces[0]) for face in mirrored]
+    flipped = [torch.equal(face, faces[0].flip(2)) for face in mirrored]
+    assert any(same)
+    assert any(flipped)
+    assert all(a or b for a, b in zip(same, flipped, strict=True))
     assert -1 <= faces.min() < 0 < faces.max() <= 1
 
 

@@ -65,16 +65,18 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "config": json.dumps(config_to_dict(checkpoint.config)),
         "origin": json.dumps(dataclasses.asdict(checkpoint.origin)),
     }
-    tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
+    write_tensors(path, checkpoint.tensors, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all; OutputUnwritable says why not."""
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata)
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise OutputUnwritable(
-            f"cannot write checkpoint {path}: {error}; free space or choose another folder"
-        ) from error
+        raise OutputUnwritable(f"cannot write {path}: {error}; free space or choose another folder") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -134,8 +136,8 @@ def pretrain_hash(run: Path) -> str:
 
 def same_weights(a: Config, b: Config, stage: str) -> bool:
     """Whether two configurations describe the same networks and objective up to `stage` (logging rates may differ)."""
-    names = ["seed", "embedding", "speech", "face", "pretrain", "prior", "diffusion"]
-    depth = {"pretrain": 5, "prior": 6, "diffusion": 7}[stage]
+    names = ["seed", "precision", "embedding", "speech", "face", "pretrain", "prior", "diffusion"]
+    depth = {"pretrain": 6, "prior": 7, "diffusion": 8}[stage]
     return all(getattr(a, name) == getattr(b, name) for name in names[:depth])
 
 

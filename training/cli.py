@@ -85,8 +85,8 @@ def _train(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config)
     functions = {"pretrain": pretrain, "prior": prior, "diffusion": diffusion}
     for name in STAGES if arguments.stage == "all" else (arguments.stage,):
-        if arguments.stage == "all" and _finished(arguments.out, name, config, arguments.corpus):
-            logging.getLogger(__name__).info("%s is finished", name)
+        if _finished(arguments.out, name, config, arguments.corpus):
+            logging.getLogger(__name__).info("%s is finished; delete its checkpoint to train it again", name)
             continue
         path = functions[name](config, arguments.corpus, arguments.out)
         sys.stdout.write(f"{path}\n")

@@ -165,6 +165,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "diffusion.condition_dropout": (0.0, 0.999),
     "diffusion.latent_clip": (0.1, 100.0),
     "diffusion.preview_steps": (1, 1000),
+    "diffusion.tokens": (1, 1024),
+    "diffusion.token_width": (1, 8192),
+    "diffusion.channels": (1, 8192),
+    "diffusion.layers": (1, 16),
+    "diffusion.head_width": (1, 1024),
+    "diffusion.norm_groups": (1, 1024),
+    "pretrain.contrastive_weight": (0.0, 1e6),
+    "pretrain.reconstruction_weight": (0.0, 1e6),
+    "pretrain.feature_weight": (0.0, 1e6),
 }
 
 
@@ -252,6 +261,10 @@ def _check(config: Config) -> None:
                 raise ConfigInvalid(f"{path} is {value!r}; it must lie in {low} to {high}")
     if list(config.prior.counts) != sorted(set(config.prior.counts)):
         raise ConfigInvalid("prior.counts must rise")
+    _check_geometry(config)
+
+
+def _check_geometry(config: Config) -> None:
     factor = 16 if config.face.kind == "vgg" else 2 ** len(config.face.encoder_widths)
     across = factor * 2 ** (len(config.diffusion.channels) - 1)  # the UNet halves the latent between its levels
     if config.face.size % across:
@@ -260,5 +273,12 @@ def _check(config: Config) -> None:
         raise ConfigInvalid("pretrain.reconstruct must be 1 to pretrain.batch")
     if len(config.face.decoder_widths) != len(config.face.decoder_blocks):
         raise ConfigInvalid("face.decoder_widths and face.decoder_blocks must have the same length")
+    if config.face.kind == "compact" and len(config.face.decoder_widths) != len(config.face.encoder_widths) + 1:
+        raise ConfigInvalid("face.decoder_widths must have one entry more than face.encoder_widths")
+    diffusion = config.diffusion
+    if any(width % diffusion.norm_groups or width < diffusion.head_width for width in diffusion.channels):
+        raise ConfigInvalid("diffusion.channels must be multiples of norm_groups and not less than head_width")
+    if diffusion.preview_steps > diffusion.timesteps:
+        raise ConfigInvalid("diffusion.preview_steps must not exceed diffusion.timesteps")
     if len(config.diffusion.channels) != len(config.diffusion.attention):
         raise ConfigInvalid("diffusion.channels and diffusion.attention must have the same length")

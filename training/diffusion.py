@@ -6,6 +6,7 @@ several windows of every clip. Training itself then touches neither pictures nor
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
-from training.checkpoint import Checkpoint, load_pretrained, load_stage, pretrain_hash, save_checkpoint
+from training.checkpoint import Checkpoint, load_pretrained, load_stage, pretrain_hash, save_checkpoint, write_tensors
 from training.config import Config, DiffusionConfig
 from training.corpus.table import read_corpus
 from training.data import Pairs, fingerprint, load_pairs
@@ -115,19 +117,19 @@ def preview(settings: DiffusionConfig, denoiser: Denoiser, val: Encoded, shift: 
 def encoded(pairs: Pairs, split: str, run: Path, speech: nn.Module, encoder: nn.Module) -> Encoded:
     """The frozen encoders' outputs for a split, cached under the hash of the pretrain checkpoint."""
     path = run / "cache" / f"{split}-encoded-{pretrain_hash(run)[:12]}.safetensors"
-    if not path.exists():
-        device = device_of_training()
-        speech, encoder = speech.to(device), encoder.to(device)
-        latents, embeddings = [], []
-        for rows in tqdm(torch.arange(len(pairs)).split(CHUNK), f"encode {split}", mininterval=5, ncols=110):
-            rng = np.random.default_rng([int(rows[0])])
-            latents.append(_views(pairs, rows, encoder, device))
-            windows = [pairs.speech(rows, None if w == 0 else rng) for w in range(WINDOWS_PER_CLIP)]
-            embeddings.append(torch.stack([speech(w.to(device)).cpu() for w in windows], dim=1))
-        partial = path.with_suffix(".partial")
-        save_file({"latents": torch.cat(latents), "embeddings": torch.cat(embeddings)}, partial)
-        partial.replace(path)
-    return Encoded(**load_file(path))
+    with contextlib.suppress(OSError, SafetensorError):  # missing or damaged: made anew
+        return Encoded(**load_file(path))
+    device = device_of_training()
+    speech, encoder = speech.to(device), encoder.to(device)
+    latents, embeddings = [], []
+    for rows in tqdm(torch.arange(len(pairs)).split(CHUNK), f"encode {split}", mininterval=5, ncols=110):
+        rng = np.random.default_rng([int(rows[0])])
+        latents.append(_views(pairs, rows, encoder, device))
+        windows = [pairs.speech(rows, None if w == 0 else rng) for w in range(WINDOWS_PER_CLIP)]
+        embeddings.append(torch.stack([speech(w.to(device)).cpu() for w in windows], dim=1))
+    made = Encoded(torch.cat(latents), torch.cat(embeddings))
+    write_tensors(path, {"latents": made.latents, "embeddings": made.embeddings})
+    return made
 
 
 def _views(pairs: Pairs, rows: Tensor, encoder: nn.Module, device: torch.device) -> Tensor:

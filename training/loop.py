@@ -104,7 +104,9 @@ def _step(stage: Stage, step: int) -> dict[str, Tensor]:
     values["loss"].backward()
     norm = nn.utils.clip_grad_norm_(stage.model.parameters(), 1.0)
     if not torch.isfinite(norm):  # before the weights are touched, so the last saved step stays good
-        raise TrainingDiverged(f"{stage.name} diverged at step {step}; lower its learning rate and start it again")
+        raise TrainingDiverged(
+            f"{stage.name} diverged at step {step}; lower its learning rate and train into another --out folder"
+        )
     for group in stage.optimiser.param_groups:  # linear warm-up over the first 5 %, cosine to a tenth
         group["lr"] = group["initial_lr"] * _rate(step / stage.steps)
     stage.optimiser.step()
@@ -153,8 +155,8 @@ def _resume(stage: Stage, ema: EMAModel | None, run: Path) -> int:
         return 0
     saved = load_checkpoint(path)
     check_belongs(saved, path, stage.config, stage.origin.corpus)
-    if saved.origin.parent != stage.origin.parent:
-        raise CheckpointInvalid(f"{path} was trained on other encoders; delete it and train this stage again")
+    if saved.origin != stage.origin:  # corpus apart: other encoders, or LPIPS weights that came or went
+        raise CheckpointInvalid(f"{path} was begun on other encoders or with another loss; delete it and start again")
     restore(stage.model, saved.group("model"), stage.name)
     optimiser = stage.optimiser.state_dict()
     states: dict[int, dict[str, Tensor]] = {}

@@ -50,7 +50,8 @@ def reachable(counts: tuple[int, ...], pairs: Pairs) -> list[int]:
     women = sum(identity.sex == "F" for identity in pairs.identities)
     most = 2 * min(women, len(pairs) - women)
     if not most:
-        return [len(pairs)]
+        logger.warning("all faces of the corpus are of one sex: the prior cannot be balanced")
+        most = len(pairs)
     return sorted({*(n for n in counts if n < most), min(most, max(counts))})
 
 

@@ -118,17 +118,16 @@ class CompactDecoder(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         self.stages = nn.ModuleList(
-            nn.Sequential(*(ResidualBlock(w) for _ in range(b))) for w, b in zip(widths, blocks, strict=False)
+            nn.Sequential(*(ResidualBlock(w) for _ in range(b))) for w, b in zip(widths, blocks, strict=True)
         )
-        steps = list(itertools.pairwise(widths))
-        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in steps)
+        self.narrow = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in itertools.pairwise(widths[:-1]))
         self.shuffle = nn.Sequential(nn.Conv2d(widths[-2], 4 * widths[-1], 3, padding=1), nn.PixelShuffle(2))
         self.refine = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
         self.out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.stages[0](torch.relu(self.stem(latent)))
-        for narrow, stage in zip(self.narrow, list(self.stages)[1:-1], strict=False):
+        for narrow, stage in zip(self.narrow, list(self.stages)[1:-1], strict=True):
             x = stage(interpolate(narrow(x), scale_factor=2.0, mode="nearest"))
         x = self.stages[-1](torch.relu(self.shuffle(x)))
         return self.out(torch.relu(self.refine(x)))
