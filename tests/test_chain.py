@@ -10,6 +10,7 @@ from PIL import Image
 
 pytest.importorskip("torch")
 
+import runtime
 from runtime.bundle import manifest_to_json, parse_manifest, read_bundle
 
 SPEECH = Path(__file__).parents[1] / "examples" / "woman.wav"
@@ -50,13 +51,11 @@ def test_exported_bundle_says_what_it_is(bundle):
     assert run("runtime", "verify", bundle).returncode == 0
 
 
-def test_seeds_and_voices_change_the_portrait(bundle):
-    import runtime
-
-    man = SPEECH.with_name("man.wav")
-    with runtime.load(bundle) as pipeline:
-        first, again, other_seed = (pipeline.generate(SPEECH, seed=seed, guidance=10.0).image for seed in (0, 0, 1))
-        other_voice = pipeline.generate(man, seed=0, guidance=10.0).image  # 16 steps teach little: the most of it
+def test_seeds_and_voices_change_the_shipped_model_s_portrait():
+    """The shipped bundle, because sixteen tiny steps teach a network too little of voices."""
+    with runtime.load() as pipeline:
+        first, again, other_seed = (pipeline.generate(SPEECH, steps=4, seed=seed).image for seed in (0, 0, 1))
+        other_voice = pipeline.generate(SPEECH.with_name("man.wav"), steps=4, seed=0).image
     assert np.array_equal(first, again)
-    assert not np.array_equal(first, other_seed)
-    assert not np.array_equal(first, other_voice)
+    for other in (other_seed, other_voice):
+        assert np.abs(first.astype(int) - other).mean() > 2  # grey levels
