@@ -11,13 +11,11 @@ import pytest
 import torch
 
 import runtime
-import training.prior_shift
-import training.sampling
 from export import cli, pipeline, writer
 from export.options import ExportOptions
 from export.parity import reference_image, reference_sample, speech_like
 from export.pipeline import Exported, export_run, export_system, round_weights
-from runtime.bundle import MANIFEST, PRIOR_MODES, SOLVERS, STAGES, manifest_to_json, parse_manifest, read_bundle
+from runtime.bundle import MANIFEST, STAGES, manifest_to_json, parse_manifest, read_bundle
 from runtime.errors import (
     BackendMissing,
     BundleTampered,
@@ -291,8 +289,3 @@ def test_a_failing_disk_has_a_code_wherever_it_fails(tmp_path, monkeypatch, caps
     monkeypatch.setattr(pipeline, "load_system", full)
     assert cli.main([str(tmp_path), "-o", str(tmp_path / "b")]) == OutputUnwritable.code
     assert "No space left" in capsys.readouterr().err
-
-
-def test_training_and_runtime_know_the_same_solvers_and_prior_modes():
-    assert set(training.sampling.SOLVERS) == set(SOLVERS)
-    assert set(training.prior_shift.PRIOR_MODES) == set(PRIOR_MODES)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import ConfigInvalid
+from runtime.specs import PRIOR_MODES
+from training.sampling import PREDICTIONS, SCHEDULES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -130,9 +132,9 @@ CHOICES = {
     "speech.frontend.features": ("complex", "mel"),
     "face.kind": ("compact", "vgg"),
     "pretrain.feature_loss": ("lpips", "pyramid"),
-    "diffusion.schedule": ("linear", "scaled_linear", "cosine"),
-    "diffusion.prediction": ("epsilon", "v"),
-    "diffusion.prior_mode": ("add", "interpolate", "subtract", "none"),
+    "diffusion.schedule": SCHEDULES,
+    "diffusion.prediction": PREDICTIONS,
+    "diffusion.prior_mode": PRIOR_MODES,
 }
 
 RANGES: dict[str, tuple[float, float]] = {

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from runtime.errors import ConfigInvalid
+from runtime.specs import PRIOR_MODES
 
 Shift = tuple[float, Tensor]  # s, and d float32 [1, C, h, w]
-
-PRIOR_MODES = ("add", "interpolate", "subtract", "none")
 
 
 def prior_shift(mode: str, weight: float, prior: Tensor) -> Shift:

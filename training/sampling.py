@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import ConfigInvalid
+from runtime.specs import SOLVERS
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 SCHEDULES = ("linear", "scaled_linear", "cosine")
-SOLVERS = ("ddim", "dpmpp_2m")
 PREDICTIONS = ("epsilon", "v")
 
 
