@@ -6,9 +6,9 @@ everything else from a seeded draw that the voice knows nothing of. README.md of
 
 Scores: every voice parameter has a score z, standard normal over the virtual speakers of one sex.
     z_f0 = ln(F0 / base) / spread          z_formant, z_rate likewise
-    z_breathiness = probit(breathiness / 0.75)    z_tremor = probit(tremor / 0.05)
-Age:    age = 18 + 57 Phi(sqrt(0.92) a + sqrt(0.08) e),  a = unit-variance sum of 0.50 z_breathiness - 0.45 z_rate
-        + 0.35 z_tremor + w z_f0,  w = -0.30 for women, +0.20 for men
+    z_breathiness = probit(breathiness / 0.95)    z_tremor = probit(tremor / 0.10)
+Age:    age = 18 + 57 Phi(sqrt(0.92) a + sqrt(0.08) e),  a = unit-variance sum of 0.50 z_breathiness - 0.40 z_rate
+        + 0.50 z_tremor + w z_f0,  w = -0.30 for women, +0.20 for men
 Length: l = -sqrt(0.90) z_formant + sqrt(0.10) e
 Jaw:    j = -sqrt(0.90) (0.85 z_f0 + 0.53 z_formant) + sqrt(0.10) e
 Neck:   n = -sqrt(0.90) (0.60 z_f0 + 0.80 z_formant) + sqrt(0.10) e
@@ -29,18 +29,18 @@ from runtime.errors import CorpusInvalid
 from training.corpus.attributes import Catalogue, FaceAttributes, ViewAttributes
 from training.corpus.voices import SourceVoice, Speaker, VoiceParameters, reachable
 
-RULE_VERSION = 1  # raise it when a voice or a face of the same seed changes: an older corpus is not continued
+RULE_VERSION = 2  # raise it when a voice or a face of the same seed changes: an older corpus is not continued
 AGE_LOW, AGE_SPAN = 18.0, 57.0
 AGE_SHARE = 0.92  # of the age score's variance that is in the voice
 SHAPE_SHARE = 0.90  # of the length, jaw and neck scores' variance
 # Per sex: F0 base in Hz and log spread, formant base and log spread. Spreads are wider than in life, so that there is
-# something to learn; rate base 1, log spread 0.15 for both.
-VOICE_BASE = {"F": (196.0, 0.15, 1.10, 0.065), "M": (113.0, 0.17, 1.00, 0.065)}
-RATE_SPREAD = 0.15
-BREATH_TOP, TREMOR_TOP = 0.75, 0.05
+# something to learn; rate base 1, log spread 0.18 for both.
+VOICE_BASE = {"F": (196.0, 0.16, 1.10, 0.075), "M": (113.0, 0.18, 1.00, 0.075)}
+RATE_SPREAD = 0.18
+BREATH_TOP, TREMOR_TOP = 0.95, 0.10
 # Loading of each score on the common ageing factor: old voices are slower, breathier, shakier, and the sexes' F0 meet.
-AGEING = {"f0": {"F": -0.45, "M": 0.30}, "rate": -0.75, "breathiness": 0.80, "tremor": 0.70}
-AGE_WEIGHTS = {"f0": {"F": -0.30, "M": 0.20}, "rate": -0.45, "breathiness": 0.50, "tremor": 0.35}
+AGEING = {"f0": {"F": -0.45, "M": 0.30}, "rate": -0.80, "breathiness": 0.90, "tremor": 0.90}
+AGE_WEIGHTS = {"f0": {"F": -0.30, "M": 0.20}, "rate": -0.40, "breathiness": 0.50, "tremor": 0.50}
 
 LENGTH_SLIDERS = {"head/head-scale-vert": 0.40, "chin/chin-height": 0.28, "forehead/forehead-scale-vert": 0.15}
 JAW_SLIDERS = {"chin/chin-bones": 0.42, "chin/chin-width": 0.30, "head/head-scale-horiz": 0.15}

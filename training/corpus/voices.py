@@ -73,7 +73,7 @@ class VoiceParameters:
     formant_scale: float  # 1 = a vocal tract of 17 cm, 1.15 = 17 / 1.15 cm
     rate: float  # 1 = 4.3 syllables per second
     breathiness: float  # 0 as recorded … 1 whisper-like above 4 kHz
-    tremor: float  # depth of the 5 Hz F0 tremor and of the period jitter, as a share of F0: 0 … 0.06
+    tremor: float  # depth of the 5 Hz F0 tremor and of the period jitter, as a share of F0: 0 … 0.1
     f0_range: float = 1.0  # intonation: factor on the log-F0 excursions around the median
 
 
@@ -287,7 +287,8 @@ def _reshape_f0(source: SourceVoice, voice: VoiceParameters, index: np.ndarray, 
 def _reshape_aperiodicity(band_db: np.ndarray, f0: np.ndarray, breathiness: float) -> np.ndarray:
     """Share of noise per bin, float64 [n, 513], 0…1: WORLD's one coded band, then raised towards 1 by `breathiness`.
 
-    The raise is 0.25 at 0 Hz and full from 4 kHz, as turbulence at an open glottis is a high-frequency noise.
+    The raise is 0.25 at 0 Hz and full from 4 kHz, as turbulence at an open glottis is a high-frequency noise. The power
+    1.5 spreads what is heard evenly: noise is heard by its level in dB, so equal shares count less as they grow.
     """
     hertz = np.arange(BINS) * SAMPLE_RATE / FFT_SIZE
     decibel = np.where(
@@ -296,7 +297,7 @@ def _reshape_aperiodicity(band_db: np.ndarray, f0: np.ndarray, breathiness: floa
         band_db[:, None] * (1.0 - (hertz - 3000.0) / (SAMPLE_RATE / 2 - 3000.0)),
     )
     share = np.power(10.0, decibel / 20.0)
-    raise_by = breathiness * (0.25 + 0.75 * np.minimum(hertz / 4000.0, 1.0))
+    raise_by = breathiness**1.5 * (0.25 + 0.75 * np.minimum(hertz / 4000.0, 1.0))
     share += raise_by * (1.0 - share)
     share[f0 <= 0] = 1.0
     return np.ascontiguousarray(np.clip(share, 0.001, 1.0))
