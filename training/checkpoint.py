@@ -1,6 +1,6 @@
 """Checkpoints: safetensors files in a run folder, one per stage, and the system that export reads from them.
 
-RUN/pretrain.safetensors, prior.safetensors, diffusion.safetensors hold finished stages; RUN/STAGE.state.safetensors
+RUN/STAGE.safetensors, for the stages of `STAGES`, hold finished ones; RUN/STAGE.state.safetensors
 holds an unfinished one with its optimiser. Metadata carries the configuration, so a run folder needs nothing else.
 """
 
@@ -22,12 +22,20 @@ from torch import Tensor, nn
 from runtime.errors import CheckpointInvalid, ConfigInvalid, OutputUnwritable
 from training.config import Config, config_from_dict, config_to_dict
 from training.models.denoiser import Denoiser
-from training.models.face import build_face_decoder, build_face_encoder
+from training.models.face import build_face_decoder, build_face_encoder, build_slim_decoder
 from training.models.speech import build_speech_encoder
 from training.sampling import alphas_cumprod
 
 FORMAT = "s2f-checkpoint/1"
-STAGES = ("pretrain", "prior", "diffusion")
+_BASE = ("seed", "precision", "embedding", "speech", "face", "pretrain")
+STAGES = {  # in order; which parts of the configuration decide on a stage's weights
+    "pretrain": _BASE,
+    "prior": (*_BASE, "prior"),
+    "diffusion": (*_BASE, "prior", "diffusion"),
+    "shortcut": (*_BASE, "prior", "diffusion", "shortcut"),
+    "decoder": (*_BASE, "decoder"),
+}
+ARMS = ("shortcut", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -136,9 +144,7 @@ def pretrain_hash(run: Path) -> str:
 
 def same_weights(a: Config, b: Config, stage: str) -> bool:
     """Whether two configurations describe the same networks and objective up to `stage` (logging rates may differ)."""
-    names = ["seed", "precision", "embedding", "speech", "face", "pretrain", "prior", "diffusion"]
-    depth = {"pretrain": 6, "prior": 7, "diffusion": 8}[stage]
-    return all(getattr(a, name) == getattr(b, name) for name in names[:depth])
+    return all(getattr(a, name) == getattr(b, name) for name in STAGES[stage])
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], where: str) -> nn.Module:
@@ -154,9 +160,14 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], where: str) -> nn.Mod
 
 @dataclass(frozen=True)
 class System:
-    """A trained SCLDM as export needs it: networks in eval mode on the CPU, float32."""
+    """A trained SCLDM as export and evaluation need it: networks in eval mode on the CPU, float32.
+
+    `arm`: "diffusion" (DDPM: any guidance, the prior shifts what the network sees at every step) or "shortcut"
+    (rectified flow in few steps: guidance folded in, the prior lies in the source and its weight may vary).
+    """
 
     config: Config
+    arm: str
     speech_encoder: nn.Module
     denoiser: Denoiser
     face_decoder: nn.Module
@@ -184,11 +195,25 @@ class System:
 
     @property
     def prior_mode(self) -> str:
-        return self.config.diffusion.prior_mode
+        return "add" if self.arm == "shortcut" else self.config.diffusion.prior_mode
 
     @property
     def prior_weight(self) -> float:
-        return self.config.diffusion.prior_weight
+        """The default weight."""
+        return self.config.shortcut.prior_weight if self.arm == "shortcut" else self.config.diffusion.prior_weight
+
+    @property
+    def prior_weights(self) -> tuple[float, float]:
+        """Lowest and highest weight that may be asked for."""
+        if self.arm == "shortcut":
+            low, high = self.config.shortcut.prior_weights
+            return low, high
+        return self.prior_weight, self.prior_weight
+
+    @property
+    def guidance(self) -> float | None:
+        """The guidance that is folded in, None where it is free."""
+        return self.config.shortcut.guidance if self.arm == "shortcut" else None
 
     @property
     def prediction(self) -> str:
@@ -211,23 +236,32 @@ def load_pretrained(
     return checkpoint, speech, encoder, decoder
 
 
-def load_system(run: str | Path) -> System:
-    """All three stages of a run folder; CheckpointInvalid says which is missing or does not fit."""
+def load_system(run: str | Path, arm: str = "auto") -> System:
+    """A trained run folder; "auto" takes the shortcut arm where it is trained, and the slim decoder likewise.
+
+    Raises CheckpointInvalid, which says what is missing or does not fit.
+    """
     run = Path(run)
-    diffusion = load_stage(run, "diffusion")
-    pretrain, speech, _, decoder = load_pretrained(run, diffusion.config)
-    prior = load_stage(run, "prior", diffusion.config)
-    denoiser = Denoiser(diffusion.config)
-    restore(denoiser, diffusion.group("denoiser"), "denoiser")
-    schedule = diffusion.config.diffusion
+    if arm == "auto":
+        arm = "shortcut" if (run / "shortcut.safetensors").exists() else "diffusion"
+    trained = load_stage(run, arm)
+    config = trained.config
+    pretrain, speech, _, decoder = load_pretrained(run, config)
+    if (run / "decoder.safetensors").exists():
+        slim = load_stage(run, "decoder", config)
+        decoder = restore(build_slim_decoder(config), slim.group("decoder"), "decoder")
+    prior = load_stage(run, "prior", config)
+    denoiser = Denoiser(config)
+    restore(denoiser, trained.group("denoiser"), "denoiser")
     return System(
-        config=diffusion.config,
+        config=config,
+        arm=arm,
         speech_encoder=speech,
         denoiser=denoiser,
         face_decoder=decoder,
         latent_mean=pretrain.tensors["latent_mean"],
         latent_std=pretrain.tensors["latent_std"],
         prior=prior.tensors["prior"],
-        alphas_cumprod=alphas_cumprod(schedule.schedule, schedule.timesteps),
-        origin=diffusion.origin,
+        alphas_cumprod=alphas_cumprod(config.diffusion.schedule, config.diffusion.timesteps),
+        origin=trained.origin,
     )

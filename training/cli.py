@@ -1,4 +1,4 @@
-"""Command line of training: `s2f-train corpus|pretrain|prior|diffusion|all`."""
+"""Command line of training: `s2f-train corpus|pretrain|prior|diffusion|shortcut|decoder|all`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.errors import BackendMissing, OutputUnwritable, S2FError
+from runtime.errors import BackendMissing, ConfigInvalid, OutputUnwritable, S2FError
 
 if TYPE_CHECKING:
     from training.config import Config
 
-STAGES = ("pretrain", "prior", "diffusion")
+STAGES = ("pretrain", "prior", "diffusion", "shortcut", "decoder")
+OPTIONAL = ("shortcut", "decoder")  # stages that a configuration may leave out
 RESPECT = (
     "A voice does not determine a face. What is trained here draws a plausible portrait of who may be speaking; "
     "it identifies nobody and is not for surveillance."
@@ -75,16 +76,22 @@ def _missing(error: ImportError) -> BackendMissing:
 
 def _train(arguments: argparse.Namespace) -> None:
     try:
+        from training.decoder import decoder
         from training.diffusion import diffusion
         from training.pretrain import pretrain
         from training.prior import prior
+        from training.shortcut import shortcut
     except ImportError as error:
         raise _missing(error) from error
     from training.config import load_config
 
     config = load_config(arguments.config)
-    functions = {"pretrain": pretrain, "prior": prior, "diffusion": diffusion}
-    for name in STAGES if arguments.stage == "all" else (arguments.stage,):
+    functions = dict(zip(STAGES, (pretrain, prior, diffusion, shortcut, decoder), strict=True))
+    left_out = [name for name in OPTIONAL if not getattr(config, name).steps]
+    if arguments.stage in left_out:
+        raise ConfigInvalid(f"configuration {config.name} has no stage {arguments.stage}; set {arguments.stage}.steps")
+    wanted = [name for name in STAGES if name not in left_out] if arguments.stage == "all" else [arguments.stage]
+    for name in wanted:
         if _finished(arguments.out, name, config, arguments.corpus):
             logging.getLogger(__name__).info("%s is finished; delete its checkpoint to train it again", name)
             continue

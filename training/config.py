@@ -109,6 +109,38 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True)
+class ShortcutConfig:
+    """Few-step objective: rectified flow with step-size conditioning and self-consistency (Frans et al. 2024)."""
+
+    steps: int = 0  # 0: no such stage
+    batch: int = 64
+    lr: float = 2e-4
+    ema: float = 0.999
+    levels: int = 5  # step sizes 1, 1/2 … 2^(1-levels); twice the finest's number of steps is the teacher's
+    bootstrap: float = 0.5  # share of a batch that learns these sizes; the rest is plain flow matching
+    guidance: float = 2.0  # folded into the steps of these sizes
+    condition_dropout: float = 0.1
+    prior_weights: tuple[float, ...] = (0.0, 0.1)  # the range w is drawn from in x_1 = eps + w·prior, and served in
+    prior_weight: float = 0.01  # served by default
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Slim face decoder for devices, trained on frozen latents from portraits and the larger decoder."""
+
+    steps: int = 0  # 0: no such stage; the larger decoder is served
+    batch: int = 8
+    lr: float = 5e-4
+    ema: float = 0.998
+    widths: tuple[int, ...] = (96, 64, 32, 12)
+    blocks: tuple[int, ...] = (2, 2, 1, 0)
+    distillation_weight: float = 0.5
+    feature_weight: float = 1.0
+    adversarial_weight: float = 0.0
+    latent_noise: float = 0.1
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides what the weights become, given a corpus and a seed."""
 
@@ -124,6 +156,8 @@ class Config:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 
 CHOICES = {
@@ -173,6 +207,25 @@ RANGES: dict[str, tuple[float, float]] = {
     "diffusion.layers": (1, 16),
     "diffusion.head_width": (1, 1024),
     "diffusion.norm_groups": (1, 1024),
+    "shortcut.steps": (0, 10**9),
+    "shortcut.batch": (2, 65536),
+    "shortcut.lr": (1e-9, 1.0),
+    "shortcut.ema": (0.0, 0.999999),
+    "shortcut.levels": (1, 10),
+    "shortcut.bootstrap": (0.0, 1.0),
+    "shortcut.guidance": (0.0, 100.0),
+    "shortcut.condition_dropout": (0.0, 0.999),
+    "shortcut.prior_weights": (0.0, 0.999),
+    "decoder.steps": (0, 10**9),
+    "decoder.batch": (1, 65536),
+    "decoder.lr": (1e-9, 1.0),
+    "decoder.ema": (0.0, 0.999999),
+    "decoder.widths": (1, 4096),
+    "decoder.blocks": (0, 64),
+    "decoder.distillation_weight": (0.0, 1e6),
+    "decoder.feature_weight": (0.0, 1e6),
+    "decoder.adversarial_weight": (0.0, 1e6),
+    "decoder.latent_noise": (0.0, 1.0),
     "pretrain.contrastive_weight": (0.0, 1e6),
     "pretrain.reconstruction_weight": (0.0, 1e6),
     "pretrain.feature_weight": (0.0, 1e6),
@@ -233,10 +286,10 @@ def _build(kind: type[Any], values: Any, where: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast("type[Any]", hint), value, f"{where}.")
-    if isinstance(hint, types.GenericAlias):  # tuple[int, ...]
-        if not isinstance(value, (list, tuple)) or not value or any(type(v) is not int for v in value):
-            raise ConfigInvalid(f"{where} must be a list of whole numbers, found {value!r}")
-        return tuple(value)
+    if isinstance(hint, types.GenericAlias):  # tuple[int, ...], tuple[float, ...]
+        if not isinstance(value, (list, tuple)) or not value:
+            raise ConfigInvalid(f"{where} must be a list of numbers, found {value!r}")
+        return tuple(_convert(hint.__args__[0], one, f"{where}[{i}]") for i, one in enumerate(value))
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
@@ -263,6 +316,11 @@ def _check(config: Config) -> None:
                 raise ConfigInvalid(f"{path} is {value!r}; it must lie in {low} to {high}")
     if list(config.prior.counts) != sorted(set(config.prior.counts)):
         raise ConfigInvalid("prior.counts must rise")
+    served = config.shortcut.prior_weights
+    if len(served) != 2 or not served[0] <= config.shortcut.prior_weight <= served[1]:
+        raise ConfigInvalid("shortcut.prior_weights must be [lowest, highest], with shortcut.prior_weight among them")
+    if config.shortcut.steps and config.diffusion.prediction != "v":
+        raise ConfigInvalid('the shortcut stage starts from a network with diffusion.prediction "v"; set that')
     _check_geometry(config)
 
 
@@ -273,10 +331,16 @@ def _check_geometry(config: Config) -> None:
         raise ConfigInvalid(f"face.size is {config.face.size}; it must be a multiple of {across} for these networks")
     if not 0 < config.pretrain.reconstruct <= config.pretrain.batch:
         raise ConfigInvalid("pretrain.reconstruct must be 1 to pretrain.batch")
-    if len(config.face.decoder_widths) != len(config.face.decoder_blocks):
-        raise ConfigInvalid("face.decoder_widths and face.decoder_blocks must have the same length")
-    if config.face.kind == "compact" and len(config.face.decoder_widths) != len(config.face.encoder_widths) + 1:
-        raise ConfigInvalid("face.decoder_widths must have one entry more than face.encoder_widths")
+    face, slim, doublings = config.face, config.decoder, factor.bit_length() - 1
+    decoders = {"face.decoder_": (face.decoder_widths, face.decoder_blocks)} if face.kind == "compact" else {}
+    for where, (widths, blocks) in {**decoders, "decoder.": (slim.widths, slim.blocks)}.items():
+        if len(widths) != len(blocks) or (len(widths) != doublings + 1 and (slim.steps or where != "decoder.")):
+            raise ConfigInvalid(f"{where}widths and {where}blocks must have {doublings + 1} entries, latent's first")
+    frontend = config.speech.frontend
+    if frontend.features == "mel" and (
+        frontend.window % frontend.hop or frontend.window % 2 or frontend.window > frontend.fft
+    ):
+        raise ConfigInvalid("speech.frontend.window must be even, a multiple of hop and at most fft for mel features")
     diffusion = config.diffusion
     if any(width % diffusion.norm_groups or width < diffusion.head_width for width in diffusion.channels):
         raise ConfigInvalid("diffusion.channels must be multiples of norm_groups and not less than head_width")

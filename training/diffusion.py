@@ -1,7 +1,7 @@
 """Stage 3: speech-conditioned latent diffusion with the face prior as normalisation (SCLDM eqs. 2, 4, 5, 6).
 
 The encoders are frozen, so their outputs are computed once: latents of every portrait and its mirror, embeddings of
-several windows of every clip. Training itself then touches neither pictures nor sound.
+several windows of speech. Training itself then touches neither pictures nor sound.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.models.denoiser import Denoiser
 from training.pretrain import CHUNK
 from training.prior_shift import Shift, prior_shift
-from training.sampler import sample
+from training.sampler import guided_network, sample
 from training.sampling import alphas_cumprod, step_table
 from training.sheets import grid
 
-WINDOWS_PER_CLIP = 4
+WINDOWS = 8
 PREVIEW_GUIDANCE = 2.0
 
 
@@ -107,10 +107,9 @@ def preview(settings: DiffusionConfig, denoiser: Denoiser, val: Encoded, shift: 
     alpha_bar = alphas_cumprod(settings.schedule, settings.timesteps)
     table = step_table(alpha_bar, settings.preview_steps, "dpmpp_2m", settings.prediction)
     shape, device = val.latents[:8, 0].shape, shift[1].device
-    embedding = val.embeddings[:8, 0].to(device)
-    options = {"guidance": PREVIEW_GUIDANCE, "clip": settings.latent_clip}
+    network = guided_network(denoiser, val.embeddings[:8, 0].to(device), shift, PREVIEW_GUIDANCE)
     noises = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device) for seed in range(2)]
-    return [sample(denoiser, embedding, noise, table, shift, **options) for noise in noises]
+    return [sample(network, noise, table, settings.latent_clip) for noise in noises]
 
 
 @torch.no_grad()
@@ -125,7 +124,7 @@ def encoded(pairs: Pairs, split: str, run: Path, speech: nn.Module, encoder: nn.
     for rows in tqdm(torch.arange(len(pairs)).split(CHUNK), f"encode {split}", mininterval=5, ncols=110):
         rng = np.random.default_rng([int(rows[0])])
         latents.append(_views(pairs, rows, encoder, device))
-        windows = [pairs.speech(rows, None if w == 0 else rng) for w in range(WINDOWS_PER_CLIP)]
+        windows = [pairs.speech(rows, None if w == 0 else rng) for w in range(WINDOWS)]
         embeddings.append(torch.stack([speech(w.to(device)).cpu() for w in windows], dim=1))
     made = Encoded(torch.cat(latents), torch.cat(embeddings))
     write_tensors(path, {"latents": made.latents, "embeddings": made.embeddings})

@@ -1,16 +1,18 @@
 """Noise schedules and the step tables that every sampler here reduces to.
 
-A sampler is a table. One row per step holds the timestep and the constants of
+A sampler is a table. One row per step holds the timestep, the step-size level and the constants of
 
-    x0     = clip(P·x + Q·net(x', t), ±latent_clip)
+    x0     = clip(P·x + Q·net(S·x, timestep, level), ±latent_clip)
     x_next = A·x + B·x0 + C·x0_previous
 
 so the same two lines run in the training previews, in the exported step graph and in its parity reference.
-DDPM notation throughout: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps (SCLDM eq. 4).
+DDPM notation: x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps (SCLDM eq. 4). Rectified flow (Liu et al. 2023):
+x_t = (1 - t) x_0 + t x_1, velocity u = x_1 - x_0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +34,8 @@ class StepTable:
 
     solver: str
     timesteps: Float32
+    levels: Float32  # whole numbers; see `shortcut_table`
+    S: Float32
     P: Float32
     Q: Float32
     A: Float32
@@ -76,7 +80,32 @@ def step_table(alpha_bar: Float64, steps: int, solver: str, prediction: str) -> 
         A, B, C = dpmpp_2m(alpha, sigma, alpha_next, sigma_next)
     else:
         raise ConfigInvalid(f"solver is {solver!r}; use one of {', '.join(SOLVERS)}")
-    return StepTable(solver, *(np.asarray(c, dtype=np.float32) for c in (times, P, Q, A, B, C)))
+    levels, S = np.zeros(steps), np.ones(steps)
+    return StepTable(solver, *(np.asarray(c, dtype=np.float32) for c in (times, levels, S, P, Q, A, B, C)))
+
+
+def shortcut_table(alpha_bar: Float64, sizes: Sequence[float]) -> StepTable:
+    """The table of a shortcut model (Frans et al. 2024) whose steps have these sizes, powers of 1/2 that sum to 1.
+
+    A network that predicts v on inputs of unit variance serves rectified flow as it is: with n² = (1-t)² + t², x_t / n is
+    DDPM's x at the timestep of equal signal-to-noise ratio, so x0 = (1-t)/n² x_t - t/n v. A step of size d along
+    u = (x_t - x0)/t ends at (1 - d/t) x_t + d/t x0. Level k tells the network the step size 2^(1-k); 0 would be
+    infinitesimal.
+    """
+    d = np.asarray(sizes, dtype=np.float64)
+    levels = 1 - np.log2(d) if d.size and (d > 0).all() else np.array([np.nan])
+    if not np.array_equal(levels, np.round(levels)) or d.sum() != 1:
+        raise ConfigInvalid(f"step sizes {tuple(sizes)} must be powers of 1/2 that sum to 1")
+    t = 1 - np.append(0, np.cumsum(d)[:-1])
+    n = np.hypot(1 - t, t)
+    columns = flow_timestep(alpha_bar, t), levels, 1 / n, (1 - t) / n**2, -t / n, 1 - d / t, d / t, np.zeros_like(d)
+    return StepTable("shortcut", *(np.asarray(c, dtype=np.float32) for c in columns))
+
+
+def flow_timestep(alpha_bar: Float64, t: Float64) -> Float64:
+    """DDPM's timestep (fractional) at which alpha/sigma is that of rectified flow at time t, 0 < t <= 1."""
+    angle = np.arctan2(np.sqrt(1 - alpha_bar), np.sqrt(alpha_bar))
+    return np.interp(np.arctan2(t, 1 - t), angle, np.arange(len(alpha_bar)))
 
 
 def denoised_coefficients(alpha: Float64, sigma: Float64, prediction: str) -> tuple[Float64, Float64]:

@@ -11,7 +11,7 @@ from training.models.face import latent_shape
 
 
 class Denoiser(nn.Module):
-    """net(x', t, tokens) → epsilon or v, all float32 [batch, C, h, w]; also turns an embedding into its tokens.
+    """net(x', t, tokens, level) → epsilon or v, float32 [batch, C, h, w]; also turns an embedding into its tokens.
 
     The condition is a short sequence, because cross-attention to a single token has nothing to attend between:
     the unit embedding is mapped linearly onto `tokens` vectors of `token_width`, learnt with the UNet.
@@ -37,11 +37,18 @@ class Denoiser(nn.Module):
             cross_attention_dim=diffusion.token_width,
             attention_head_dim=tuple(width // diffusion.head_width for width in diffusion.channels),
             norm_num_groups=diffusion.norm_groups,
+            num_class_embeds=config.shortcut.levels + 1 if config.shortcut.steps else None,
         )
+        if self.unet.class_embedding is not None:  # the step size is told to a trained network without disturbing it
+            nn.init.zeros_(self.unet.class_embedding.weight)
 
     def tokens(self, embedding: Tensor) -> Tensor:
         """Unit embedding [batch, E] → condition [batch, tokens, token_width]."""
         return self.project(embedding * self.scale).unflatten(1, self.shape)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        return self.unet(x, t, encoder_hidden_states=tokens, return_dict=False)[0]  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, level: Tensor | None = None) -> Tensor:
+        """`level`: int64 [batch], index of the step size (see `training.sampling.shortcut_table`); None is 0."""
+        if self.unet.class_embedding is None:
+            return self.unet(x, t, encoder_hidden_states=tokens, return_dict=False)[0]  # type: ignore[no-any-return]
+        labels = torch.zeros(len(x), dtype=torch.int64, device=x.device) if level is None else level
+        return self.unet(x, t, tokens, class_labels=labels, return_dict=False)[0]  # type: ignore[no-any-return]

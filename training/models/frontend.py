@@ -24,14 +24,14 @@ class Frontend(nn.Module):
     def __init__(self, config: FrontendConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("kernels", dft_kernels(config.window, config.fft), persistent=False)
-        self.bins = config.fft // 2 + 1
-        if config.features == "mel":
-            bank = mel_filterbank(config.mels, config.fft, config.max_hz)
-            used = int(bank.sum(dim=1).nonzero().max()) + 1  # bins above max_hz are never computed
-            self.bins = used
-            self.kernels = torch.cat([self.kernels[:used], self.kernels[config.fft // 2 + 1 :][:used]])
-            self.register_buffer("bank", bank[:used], persistent=False)
+        if config.features == "complex":
+            self.register_buffer("kernels", dft_kernels(config.window, config.fft), persistent=False)
+            return
+        bank = mel_filterbank(config.mels, config.fft, config.max_hz)
+        used = int(bank.sum(dim=1).nonzero().max()) + 1  # bins above max_hz are never computed
+        cosine, sine = centred_dft(config.window, config.fft)
+        for name, value in (("bank", bank[:used]), ("cosine", cosine[:, :used]), ("sine", sine[:, :used])):
+            self.register_buffer(name, value.contiguous(), persistent=False)
 
     @property
     def channels(self) -> int:
@@ -39,16 +39,39 @@ class Frontend(nn.Module):
 
     @property
     def bands(self) -> int:
-        return self.config.mels if self.config.features == "mel" else self.bins
+        return self.config.mels if self.config.features == "mel" else self.config.fft // 2 + 1
 
     def forward(self, pcm: Tensor) -> Tensor:
+        return self._mel(pcm) if self.config.features == "mel" else self._complex(pcm)
+
+    def _complex(self, pcm: Tensor) -> Tensor:
         spectrum = nn.functional.conv1d(pcm.unsqueeze(1), self.kernels, stride=self.config.hop)
-        real, imaginary = spectrum.transpose(1, 2).split(self.bins, dim=2)
-        if self.config.features == "mel":
-            magnitude = torch.sqrt(real * real + imaginary * imaginary + TINY)
-            return torch.matmul(magnitude, self.bank).pow(self.config.power).unsqueeze(1)
-        both = torch.stack([real, imaginary], dim=1)
+        both = torch.stack(spectrum.transpose(1, 2).split(self.bands, dim=2), dim=1)
         return torch.sign(both) * both.abs().pow(self.config.power)
+
+    def _mel(self, pcm: Tensor) -> Tensor:
+        """Magnitudes do not depend on where phase 0 lies. With it in the middle of the window, where Hann is symmetric,
+        the real part needs only the sum of both halves and the imaginary part their difference: half the products."""
+        hop, window, half = self.config.hop, self.config.window, self.config.window // 2
+        count = pcm.shape[1] // hop
+        blocks = pcm[:, : count * hop].unflatten(1, (count, hop))
+        overlap = window // hop
+        frames = torch.cat([blocks[:, i : count - overlap + 1 + i] for i in range(overlap)], dim=2)
+        after, before = frames[:, :, half + 1 :], frames[:, :, 1:half].flip(2)
+        real = torch.cat([frames[:, :, half : half + 1], after + before], dim=2) @ self.cosine
+        imaginary = (after - before) @ self.sine
+        magnitude = torch.sqrt(real * real + imaginary * imaginary + TINY)
+        return torch.matmul(magnitude, self.bank).pow(self.config.power).unsqueeze(1)
+
+
+def centred_dft(window: int, fft: int) -> tuple[Tensor, Tensor]:
+    """Periodic-Hann-windowed DFT about the middle of the window: float32 [window/2, bins] for the samples 0, 1 … after
+    it (cosine), and [window/2 − 1, bins] for 1, 2 … (sine)."""
+    n = torch.arange(window // 2, dtype=torch.float64)[:, None]
+    k = torch.arange(fft // 2 + 1, dtype=torch.float64)
+    hann = 0.5 + 0.5 * torch.cos(2 * math.pi * n / window)
+    angle = 2 * math.pi * k * n / fft
+    return (torch.cos(angle) * hann).float(), (torch.sin(angle) * hann)[1:].float()
 
 
 def dft_kernels(window: int, fft: int) -> Tensor:
