@@ -144,7 +144,8 @@ def pretrain_hash(run: Path) -> str:
 
 def same_weights(a: Config, b: Config, stage: str) -> bool:
     """Whether two configurations describe the same networks and objective up to `stage` (logging rates may differ)."""
-    return all(getattr(a, name) == getattr(b, name) for name in STAGES[stage])
+    parts = STAGES.get(stage, _BASE)  # the judge is no stage of a run, but trains with the same loop
+    return all(getattr(a, name) == getattr(b, name) for name in parts)
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], where: str) -> nn.Module:
