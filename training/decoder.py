@@ -8,6 +8,7 @@ asks for one; reconstruction alone leaves skin and hair smooth.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from pathlib import Path
 
@@ -116,13 +117,13 @@ def adversarial(critic: nn.Module, drawn: Tensor, real: Tensor) -> tuple[Tensor,
 
 
 class PatchCritic(nn.Module):
-    """Real or drawn, patch by patch: portrait [n, 3, H, W] → its features layer by layer, then verdicts [n, 1, h, w]."""
+    """Real or drawn, patch by patch: portrait [n, 3, H, W] → features layer by layer, then verdicts [n, 1, h, w]."""
 
     def __init__(self) -> None:
         super().__init__()
         widths = (12, 48, 96, 128)
         self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=1 if a == 12 else 2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(a, b, 3, stride=1 if a == 12 else 2, padding=1) for a, b in itertools.pairwise(widths)
         )
         self.verdict = nn.Conv2d(widths[-1], 1, 3, padding=1)
 

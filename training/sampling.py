@@ -87,8 +87,8 @@ def step_table(alpha_bar: Float64, steps: int, solver: str, prediction: str) -> 
 def shortcut_table(alpha_bar: Float64, sizes: Sequence[float]) -> StepTable:
     """The table of a shortcut model (Frans et al. 2024) whose steps have these sizes, powers of 1/2 that sum to 1.
 
-    A network that predicts v on inputs of unit variance serves rectified flow as it is: with n² = (1-t)² + t², x_t / n is
-    DDPM's x at the timestep of equal signal-to-noise ratio, so x0 = (1-t)/n² x_t - t/n v. A step of size d along
+    A network that predicts v on inputs of unit variance serves rectified flow as it is: with n² = (1-t)² + t², x_t/n
+    is DDPM's x at the timestep of equal signal-to-noise ratio, so x0 = (1-t)/n² x_t - t/n v. A step of size d along
     u = (x_t - x0)/t ends at (1 - d/t) x_t + d/t x0. Level k tells the network the step size 2^(1-k); 0 would be
     infinitesimal.
     """

@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from training.checkpoint import Checkpoint, load_pretrained, load_stage, pretrain_hash, restore, save_checkpoint
-from training.config import Config, ShortcutConfig
+from training.config import Config
 from training.corpus.table import read_corpus
 from training.data import fingerprint, load_pairs
 from training.diffusion import encoded
@@ -75,7 +74,7 @@ def shortcut(config: Config, corpus: Path, run: Path) -> Path:
             torch.from_numpy(rng.random(settings.batch) < settings.condition_dropout).to(device),
         )  # fmt: skip
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            return shortcut_loss(settings, flow, batch, rng)
+            return shortcut_loss(flow, batch, rng)
 
     decoder.to(device)
 
@@ -93,7 +92,7 @@ def shortcut(config: Config, corpus: Path, run: Path) -> Path:
 
 
 def source(noise: Tensor, prior: Tensor, weights: tuple[float, ...], rng: np.random.Generator) -> Tensor:
-    """x1 = eps + w·prior; w evenly from the served range, and 0 for a tenth, so that serving without prior is trained."""
+    """x1 = eps + w·prior; w evenly from the served range, and 0 for a tenth, so that no prior is trained too."""
     low, high = weights
     w = rng.uniform(low, high, len(noise)) * (rng.random(len(noise)) >= 0.1)
     return noise + torch.from_numpy(w.astype(np.float32)).to(noise.device).view(-1, 1, 1, 1) * prior
@@ -103,6 +102,7 @@ class Flow:
     """The denoiser as a velocity field u(x_t, t, level, tokens) of rectified flow."""
 
     def __init__(self, config: Config, denoiser: Denoiser) -> None:
+        self.settings = config.shortcut
         self.denoiser = denoiser
         self.alpha_bar = alphas_cumprod(config.diffusion.schedule, config.diffusion.timesteps)
 
@@ -114,54 +114,45 @@ class Flow:
         v = self.denoiser(inward * x, times, tokens, torch.from_numpy(level).to(x.device))
         return keep * x + turn * v.float()
 
+    def guided(self, x: Tensor, t: NDArray[np.float64], level: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """Level 0 is the flow itself, which knows no guidance yet (Ho & Salimans 2022, eq. 6); other levels have it."""
+        u = self.velocity(x, t, level, tokens)
+        (flowing,) = np.nonzero(level == 0)
+        if len(flowing):
+            null = self.denoiser.null_tokens.expand(len(flowing), -1, -1)
+            free = self.velocity(x[flowing], t[flowing], level[flowing], null)
+            u[flowing] = free + self.settings.guidance * (u[flowing] - free)
+        return u
 
-def shortcut_loss(settings: ShortcutConfig, flow: Flow, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+    def two_half_steps(self, x: Tensor, t: NDArray[np.float64], k: NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """Mean velocity of two steps of half the size of level k from x_t: the target of one step of that level."""
+        half = 0.5**k
+        finer = np.where(k < self.settings.levels, k + 1, 0)
+        first = self.guided(x, t, finer, tokens)
+        second = self.guided(x - _rows(half, x) * first, t - half, finer, tokens)
+        return (first + second) / 2
+
+
+def shortcut_loss(flow: Flow, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
     """Flow matching on the first rows of the batch, self-consistency on the last (`bootstrap` of them)."""
     n = len(batch.x0)
-    leaps = round(settings.bootstrap * n)
-    k = rng.integers(1, settings.levels + 1, size=leaps)
+    leaps = round(flow.settings.bootstrap * n)
+    first, last = slice(n - leaps), slice(n - leaps, n)
+    k = rng.integers(1, flow.settings.levels + 1, size=leaps)
     size = 0.5 ** (k - 1.0)
     t_leap = size * rng.integers(1, (1 / size).astype(np.int64) + 1)
     t = np.concatenate([1 - rng.random(n - leaps), t_leap])  # in (0, 1]
     level = np.concatenate([np.zeros(n - leaps, dtype=np.int64), k])
     x = _rows(1 - t, batch.x0) * batch.x0 + _rows(t, batch.x1) * batch.x1
-    tokens, null = flow.denoiser.tokens(batch.embedding), flow.denoiser.null_tokens
-    unconditional = batch.dropped & (torch.arange(n, device=x.device) < n - leaps)
-    predicted = flow.velocity(x, t, level, torch.where(unconditional[:, None, None], null, tokens))
-    ahead = slice(n - leaps, n)
+    tokens = flow.denoiser.tokens(batch.embedding)
+    free = torch.where(batch.dropped[first, None, None], flow.denoiser.null_tokens, tokens[first])
+    predicted = flow.velocity(x, t, level, torch.cat([free, tokens[last]]))
     with torch.no_grad():
-        target = two_half_steps(settings, flow, x[ahead], t_leap, k, tokens[ahead])
-    matching = mse_loss(predicted[: n - leaps], (batch.x1 - batch.x0)[: n - leaps])
-    consistency = mse_loss(predicted[ahead], target)
-    share = leaps / n
-    return {
-        "loss": (1 - share) * matching.nan_to_num() + share * consistency.nan_to_num(),  # an empty part's mean is nan
-        "matching": matching, "consistency": consistency,
-    }  # fmt: skip
-
-
-def two_half_steps(
-    settings: ShortcutConfig, flow: Flow, x: Tensor, t: NDArray[np.float64], k: NDArray[np.int64], tokens: Tensor
-) -> Tensor:
-    """Mean velocity of two steps of half the size of level k from x_t: the target of one step of that level."""
-    half = 0.5**k
-    finer = np.where(k < settings.levels, k + 1, 0)
-    first = _guided_velocity(settings, flow, x, t, finer, tokens)
-    second = _guided_velocity(settings, flow, x - _rows(half, x) * first, t - half, finer, tokens)
-    return (first + second) / 2
-
-
-def _guided_velocity(
-    settings: ShortcutConfig, flow: Flow, x: Tensor, t: NDArray[np.float64], level: NDArray[np.int64], tokens: Tensor
-) -> Tensor:
-    """Level 0 is the flow itself, which knows no guidance yet (Ho & Salimans 2022, eq. 6); other levels have it."""
-    u = flow.velocity(x, t, level, tokens)
-    (flowing,) = np.nonzero(level == 0)
-    if len(flowing):
-        null = flow.denoiser.null_tokens.expand(len(flowing), -1, -1)
-        free = flow.velocity(x[flowing], t[flowing], level[flowing], null)
-        u[flowing] = free + settings.guidance * (u[flowing] - free)
-    return u
+        target = flow.two_half_steps(x[last], t_leap, k, tokens[last])
+    matching = (predicted - (batch.x1 - batch.x0))[first].square()
+    consistency = (predicted[last] - target).square()
+    total = (matching.sum() + consistency.sum()) / predicted.numel()
+    return {"loss": total, "matching": matching.mean(), "consistency": consistency.mean()}
 
 
 def preview(config: Config, denoiser: Denoiser, embedding: Tensor, prior: Tensor) -> list[Tensor]:

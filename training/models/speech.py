@@ -23,7 +23,7 @@ def build_speech_encoder(config: Config) -> nn.Module:
 class EdgeSpeechEncoder(nn.Module):
     """Temporal convolutions over spectral bands, attentive mean and deviation over time (ECAPA's pooling).
 
-    Three stride-2 convolutions first, so that the residual blocks see an eighth of the frames: the parameters are there.
+    Three stride-2 convolutions first: the residual blocks, which hold the parameters, see an eighth of the frames.
     """
 
     def __init__(self, config: Config) -> None:
