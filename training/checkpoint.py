@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from training.config import Config, config_from_dict, config_to_dict
 from training.models.denoiser import Denoiser
 from training.models.face import build_face_decoder, build_face_encoder, build_slim_decoder
 from training.models.speech import build_speech_encoder
-from training.sampling import alphas_cumprod
+from training.sampling import StepTable, alphas_cumprod, shortcut_table, step_table
+from training.schedule import Schedule, from_tensors
 
 FORMAT = "s2f-checkpoint/1"
 _BASE = ("seed", "precision", "embedding", "speech", "face", "pretrain")
@@ -177,6 +179,17 @@ class System:
     prior: Tensor  # float32 [C, h, w], in normalised latent space (SCLDM eq. 3)
     alphas_cumprod: NDArray[np.float64]  # [T]
     origin: Origin
+    schedules: Mapping[int, Schedule] = field(default_factory=dict)  # searched ones, by number of steps
+
+    def table(self, steps: int, solver: str) -> StepTable:
+        """The table of `steps` steps: the searched schedule where there is one, else an even one.
+
+        `solver`: "shortcut" for the shortcut arm, one of DDPM's for the other. Raises ConfigInvalid.
+        """
+        if self.arm == "shortcut":
+            return shortcut_table(self.alphas_cumprod, self.schedules.get(steps, (1 / max(steps, 1),) * steps))
+        (spacing,) = self.schedules.get(steps, (1.0,))
+        return step_table(self.alphas_cumprod, steps, solver, self.prediction, spacing)
 
     @property
     def name(self) -> str:
@@ -265,4 +278,5 @@ def load_system(run: str | Path, arm: str = "auto") -> System:
         prior=prior.tensors["prior"],
         alphas_cumprod=alphas_cumprod(config.diffusion.schedule, config.diffusion.timesteps),
         origin=trained.origin,
+        schedules=from_tensors(trained.group("schedule")),
     )

@@ -29,7 +29,8 @@ from training.models.denoiser import Denoiser
 from training.pretrain import CHUNK
 from training.prior_shift import Shift, prior_shift
 from training.sampler import guided_network, sample
-from training.sampling import alphas_cumprod, step_table
+from training.sampling import StepTable, alphas_cumprod, step_table
+from training.schedule import SEARCHED, VOICES, Schedule, as_tensors, search, spacings
 from training.sheets import grid
 
 WINDOWS = 8
@@ -80,8 +81,10 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
     origin = dataclasses.replace(pretrained.origin, parent=pretrain_hash(run))
     stage = Stage("diffusion", config, settings.steps, model, optimiser, loss, sheet, origin, settings.ema)
     run_stage(stage, run)
+    found = {n: schedule_of(config, model["denoiser"], val, shift, n) for n in SEARCHED if n < settings.timesteps}
     path = run / "diffusion.safetensors"
-    save_checkpoint(path, Checkpoint(dict(model.state_dict()), config, "diffusion", stage.steps, origin))
+    tensors = dict(model.state_dict()) | as_tensors(found)
+    save_checkpoint(path, Checkpoint(tensors, config, "diffusion", stage.steps, origin))
     clear_state(stage, run)
     return path
 
@@ -110,6 +113,27 @@ def preview(settings: DiffusionConfig, denoiser: Denoiser, val: Encoded, shift: 
     network = guided_network(denoiser, val.embeddings[:8, 0].to(device), shift, PREVIEW_GUIDANCE)
     noises = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device) for seed in range(2)]
     return [sample(network, noise, table, settings.latent_clip) for noise in noises]
+
+
+def schedule_of(config: Config, denoiser: Denoiser, val: Encoded, shift: Shift, steps: int) -> Schedule:
+    """The spacing of `steps` timesteps that comes nearest to fifty, for DPM-Solver++ with guidance."""
+    settings = config.diffusion
+    alpha_bar = alphas_cumprod(settings.schedule, settings.timesteps)
+    embedding, noise = voices_and_noise(val, shift[1])
+
+    def table(count: int, spacing: float) -> StepTable:
+        return step_table(alpha_bar, count, "dpmpp_2m", settings.prediction, spacing)
+
+    fine = table(min(50, settings.timesteps), 1.0)
+    guided = guided_network(denoiser, embedding, shift, PREVIEW_GUIDANCE)
+    return search(guided, noise, {c: table(steps, *c) for c in spacings()}, fine, settings.latent_clip)
+
+
+def voices_and_noise(val: Encoded, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings of the first validation voices and one noise for each, on the device of `like`."""
+    embedding = val.embeddings[:VOICES, 0].to(like.device)
+    shape = (len(embedding), *val.latents.shape[2:])
+    return embedding, torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device)
 
 
 @torch.no_grad()

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import ConfigInvalid
-from runtime.specs import SOLVERS
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 PREDICTIONS = ("epsilon", "v")
+DDPM_SOLVERS = ("ddim", "dpmpp_2m")
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,16 @@ def alphas_cumprod(schedule: str, timesteps: int) -> Float64:
     return np.asarray(np.cumprod(1.0 - betas), dtype=np.float64)
 
 
-def step_table(alpha_bar: Float64, steps: int, solver: str, prediction: str) -> StepTable:
-    """The table of `steps` steps from pure noise to x0 with trailing timesteps (the last train step comes first)."""
-    if not 1 <= steps <= len(alpha_bar):
-        raise ConfigInvalid(f"a table of {steps} steps needs 1 to {len(alpha_bar)} steps; ask for fewer")
-    times = np.round(len(alpha_bar) * (1 - np.arange(steps) / steps)).astype(int) - 1
+def step_table(alpha_bar: Float64, steps: int, solver: str, prediction: str, spacing: float = 1.0) -> StepTable:
+    """The table of `steps` steps from pure noise to x0 with trailing timesteps (the last train step comes first).
+
+    `spacing`: 1 spaces them evenly, more moves them towards little noise: T·(1 − i/n)^spacing.
+    """
+    times = np.round(len(alpha_bar) * (1 - np.arange(max(steps, 0)) / max(steps, 1)) ** spacing).astype(int) - 1
+    if not 1 <= steps <= len(alpha_bar) or np.any(np.diff(times) >= 0) or times[-1] < 0:
+        raise ConfigInvalid(
+            f"{steps} steps with spacing {spacing:g} do not fit {len(alpha_bar)} timesteps; ask for fewer"
+        )
     alpha = np.sqrt(alpha_bar[times])
     sigma = np.sqrt(1 - alpha_bar[times])
     P, Q = denoised_coefficients(alpha, sigma, prediction)
@@ -79,7 +84,7 @@ def step_table(alpha_bar: Float64, steps: int, solver: str, prediction: str) -> 
     elif solver == "dpmpp_2m":
         A, B, C = dpmpp_2m(alpha, sigma, alpha_next, sigma_next)
     else:
-        raise ConfigInvalid(f"solver is {solver!r}; use one of {', '.join(SOLVERS)}")
+        raise ConfigInvalid(f"solver is {solver!r}; use one of {', '.join(DDPM_SOLVERS)}")
     levels, S = np.zeros(steps), np.ones(steps)
     return StepTable(solver, *(np.asarray(c, dtype=np.float32) for c in (times, levels, S, P, Q, A, B, C)))
 

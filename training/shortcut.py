@@ -22,11 +22,12 @@ from training.checkpoint import Checkpoint, load_pretrained, load_stage, pretrai
 from training.config import Config
 from training.corpus.table import read_corpus
 from training.data import fingerprint, load_pairs
-from training.diffusion import encoded
+from training.diffusion import Encoded, encoded, voices_and_noise
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.models.denoiser import Denoiser
 from training.sampler import folded_network, sample
 from training.sampling import alphas_cumprod, flow_timestep, shortcut_table
+from training.schedule import SEARCHED, Schedule, as_tensors, leaps, search
 from training.sheets import grid
 
 PREVIEW_STEPS = (1, 2, 4, 8)
@@ -85,8 +86,10 @@ def shortcut(config: Config, corpus: Path, run: Path) -> Path:
     origin = dataclasses.replace(pretrained.origin, parent=pretrain_hash(run))
     stage = Stage("shortcut", config, settings.steps, model, optimiser, loss, sheet, origin, settings.ema)
     run_stage(stage, run)
+    found = {n: schedule_of(config, denoiser, val, source_prior, n) for n in SEARCHED if n < 2 ** (settings.levels - 1)}
     path = run / "shortcut.safetensors"
-    save_checkpoint(path, Checkpoint(dict(model.state_dict()), config, "shortcut", stage.steps, origin))
+    tensors = dict(model.state_dict()) | as_tensors(found)
+    save_checkpoint(path, Checkpoint(tensors, config, "shortcut", stage.steps, origin))
     clear_state(stage, run)
     return path
 
@@ -166,6 +169,17 @@ def preview(config: Config, denoiser: Denoiser, embedding: Tensor, prior: Tensor
                config.diffusion.latent_clip)
         for n in PREVIEW_STEPS if n <= 2 ** (settings.levels - 1)
     ]  # fmt: skip
+
+
+def schedule_of(config: Config, denoiser: Denoiser, val: Encoded, prior: Tensor, steps: int) -> Schedule:
+    """The sizes of `steps` steps that come nearest to as many as the finest trained size allows."""
+    levels = config.shortcut.levels
+    alpha_bar = alphas_cumprod(config.diffusion.schedule, config.diffusion.timesteps)
+    embedding, noise = voices_and_noise(val, prior)
+    fine = shortcut_table(alpha_bar, leaps(2 ** (levels - 1), levels)[0])
+    tables = {sizes: shortcut_table(alpha_bar, sizes) for sizes in leaps(steps, levels)}
+    source = noise + config.shortcut.prior_weight * prior
+    return search(folded_network(denoiser, embedding), source, tables, fine, config.diffusion.latent_clip)
 
 
 def _rows(values: NDArray[np.float64], like: Tensor) -> Tensor:
