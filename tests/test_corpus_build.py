@@ -161,6 +161,37 @@ def test_a_lost_file_is_made_again_and_a_corpus_can_grow(sources, built, tmp_pat
     assert digest(build(sources, tmp_path / "a").root) == digest(built.root)
 
 
+def test_one_split_alone_has_the_bytes_it_has_in_the_whole(sources, built, tmp_path):
+    alone = build(sources, tmp_path / "a", only="test")
+    assert alone.identities == built.split("test")
+    assert len(alone.identities) == 2
+    whole, part = digest(built.root), digest(alone.root)
+    assert {path for path in part if whole.get(path) != part[path]} == {"corpus.json", "table.csv"}
+    assert alone.info["arguments"] == {**built.info["arguments"], "only": "test"}
+    assert alone.info["identities"] == built.info["identities"] == COUNT
+
+
+def test_one_split_alone_is_continued_and_grows_but_never_becomes_another(sources, built, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build(sources, tmp_path / "a", only="train", portraits=2, renderer=FailingRenderer)
+    assert len(list((tmp_path / "a" / "parts").iterdir())) == 1
+    assert len(build(sources, tmp_path / "a", only="train", portraits=2).identities) == 2
+    assert len(build(sources, tmp_path / "a", only="train", portraits=2, identities=2 * COUNT).identities) == 4
+    for other in (None, "val"):
+        with pytest.raises(CorpusInvalid, match="other arguments"):
+            build(sources, tmp_path / "a", only=other, portraits=2)
+    with pytest.raises(CorpusInvalid, match="other arguments"):
+        build(sources, built.root, only="test")
+
+
+def test_an_unknown_or_empty_split_is_refused(sources, tmp_path):
+    with pytest.raises(InvalidArgument, match="only"):
+        build(sources, tmp_path / "a", warm=False, only="dev")
+    with pytest.raises(InvalidArgument, match="more identities"):  # the first two of seed 0 are both test voices
+        build(sources, tmp_path / "a", warm=False, only="train", identities=2)
+    assert not (tmp_path / "a").exists()
+
+
 def test_another_seed_is_another_corpus(sources, built, tmp_path):
     other = build(sources, tmp_path / "a", seed=1)
     assert [identity.age for identity in other.identities] != [identity.age for identity in built.identities]
@@ -195,20 +226,23 @@ VERSIONS = {"RULE_VERSION": pairing, "RENDER_VERSION": attributes, "ANALYSIS_VER
 def test_a_corpus_of_another_version_is_not_continued(sources, built, tmp_path, monkeypatch, name):
     root = Path(shutil.copytree(built.root, tmp_path / "a"))
     before = digest(root)
-    monkeypatch.setattr(VERSIONS[name], name, 2)
+    monkeypatch.setattr(VERSIONS[name], name, 99)
     with pytest.raises(CorpusInvalid, match=f"other {name.lower().replace('_', ' ')}"):
         build(sources, root)
     assert digest(root) == before
 
 
-def test_a_corpus_without_version_numbers_is_continued_as_version_one(sources, built, tmp_path):
+def test_a_corpus_without_version_numbers_is_continued_as_version_one(sources, built, tmp_path, monkeypatch):
+    for name, module in VERSIONS.items():
+        monkeypatch.setattr(module, name, 1)
     root = Path(shutil.copytree(built.root, tmp_path / "a"))
     info = {key: value for key, value in built.info.items() if key == "schema_version" or "_version" not in key}
     (root / "corpus.json").write_text(json.dumps(info), encoding="utf-8")
     kept = (root / "images" / "000000_0.jpg").stat().st_mtime_ns
     assert len(build(sources, root).identities) == COUNT
     assert (root / "images" / "000000_0.jpg").stat().st_mtime_ns == kept
-    assert digest(root) == digest(built.root)
+    before, after = digest(built.root), digest(root)
+    assert {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)} <= {"corpus.json"}
 
 
 def test_a_corpus_that_was_being_extended_is_refused_until_it_is_finished(built, tmp_path):

@@ -77,19 +77,29 @@ def load_pairs(corpus_dir: Path, split: str, size: int, cache: Path) -> Pairs:
         raise CorpusInvalid(f"corpus {corpus_dir} has no identity in split {split!r}; build it with more identities")
     portraits = min(len(identity.images) for identity in identities)
     clips = min(len(identity.clips) for identity in identities)
-    key = fingerprint(corpus)[:12]
     return Pairs(
         identities,
-        _packed(cache / f"{split}-{size}px-{key}.npy", (len(identities), portraits, size, size, 3), np.uint8,
-                lambda i: np.stack([read_portrait(corpus_dir / f, size) for f in identities[i].images[:portraits]])),
-        _packed(cache / f"{split}-clips-{key}.npy", (len(identities), clips, SAMPLES + SPARE), np.int16,
+        load_portraits(corpus, identities, size, cache / f"{split}-{size}px", portraits),
+        _packed(cache / f"{split}-clips-{fingerprint(corpus)[:12]}.npy", (len(identities), clips, SAMPLES + SPARE),
+                np.int16,
                 lambda i: np.stack([read_clip(corpus_dir / f) for f in identities[i].clips[:clips]])),
+    )  # fmt: skip
+
+
+def load_portraits(
+    corpus: Corpus, identities: Sequence[Identity], size: int, pack: Path, each: int = 1
+) -> NDArray[np.uint8]:
+    """The first `each` portraits of these identities, uint8 [n, each, size, size, 3], packed once beside `pack`."""
+    return _packed(
+        pack.with_name(f"{pack.name}-{fingerprint(corpus)[:12]}.npy"), (len(identities), each, size, size, 3), np.uint8,
+        lambda i: np.stack([read_portrait(corpus.root / f, size) for f in identities[i].images[:each]]),
     )  # fmt: skip
 
 
 def origin_of(corpus: Corpus, feature_loss: str) -> Origin:
     """What a model trained on this corpus must say: its fingerprint, its data and their licences."""
-    arguments = {"identities": len(corpus.identities), **corpus.info.get("arguments", {})}
+    identities = corpus.info.get("identities", len(corpus.identities))  # as asked for, of which --only makes a part
+    arguments = {"identities": identities, **corpus.info.get("arguments", {})}
     made = " ".join(f"--{key} {value}" for key, value in arguments.items())
     counts = ", ".join(f"{len(corpus.split(name))} {name}" for name in ("train", "val", "test"))
     return Origin(

@@ -17,4 +17,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clips", type=int, default=1, metavar="K", help="7 s clips of each (default 1)")
     parser.add_argument("--size", type=int, default=256, metavar="PX", help="portrait size (default 256)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same corpus (default 0)")
+    parser.add_argument("--only", choices=("train", "val", "test"), help="make the identities of this split alone")
     parser.add_argument("--workers", type=int, default=None, metavar="W", help="processes (default: all cores)")

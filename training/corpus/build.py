@@ -2,8 +2,8 @@
 
 On disk: images/ID_k.jpg, clips/ID_k.flac (16 kHz, 16 bit, 7 s), table.csv (see table.py), corpus.json, parts/ID.json
 (the row of a finished identity, written last) and cache/ (analysed voices; may be deleted). An identity depends on the
-seed and its number alone, so workers, order and interruptions do not change a byte, and a corpus grows by asking for
-more. Portraits are JPEG quality 95 without chroma subsampling: a fifth of the size of PNG, with an error of about one
+seed and its number alone, so workers, order and interruptions do not change a byte, a corpus grows by asking for more,
+and one split can be made without the others. Portraits are JPEG quality 95 without chroma subsampling: a fifth of the size of PNG, with an error of about one
 grey level, far below what a 128 px model resolves.
 """
 
@@ -66,6 +66,7 @@ class Plan:
     seed: int
     speakers: tuple[voices.Speaker, ...]
     splits: dict[str, str]
+    only: str | None = None  # the one split that is made
 
     @property
     def cache(self) -> Path:
@@ -73,6 +74,11 @@ class Plan:
 
     def part(self, number: int) -> Path:
         return self.out / "parts" / f"{number:06d}.json"
+
+    def wanted(self, identities: int) -> dict[int, voices.Speaker]:
+        """The numbers below `identities` that are made, with their speakers."""
+        chosen = {number: pairing.choose_speaker(self.seed, number, self.speakers) for number in range(identities)}
+        return {n: one for n, one in chosen.items() if self.only in {None, self.splits[one.name]}}
 
 
 def open_renderer(makehuman: str, size: int) -> PortraitRenderer:
@@ -94,34 +100,41 @@ def build_corpus(
     clips: int = 1,
     size: int = 256,
     seed: int = 0,
+    only: str | None = None,
     workers: int | None = None,
     renderer: RendererFactory = open_renderer,
     progress: bool = True,
 ) -> table.Corpus:
     """Make the corpus, or what is missing of it. `workers`: processes, all cores by default; 1 works in this process.
 
+    `only`: of the `identities`, make just those of this split, with the bytes they have in the whole corpus.
     Raises InvalidArgument for numbers out of range, CorpusInvalid for unusable sources or an `out` that holds a corpus
     made with other arguments or another release's rule or renderer, OutputUnwritable where `out` cannot be written,
     BackendMissing without the train extra.
     """
+    if only not in {None, *table.SPLITS}:
+        raise InvalidArgument(f"only is {only!r}; choose one of {', '.join(table.SPLITS)}, or none for all")
     _check_numbers(identities=identities, portraits=portraits, clips=clips, size=size, seed=seed, workers=workers)
     if not Path(makehuman).is_dir():
         raise CorpusInvalid(f"{makehuman}: no such folder; give the MakeHuman data folder")
     speakers = voices.read_speakers(speech)
     plan = Plan(
         os.fspath(makehuman), os.fspath(speech), Path(out), portraits, clips, size, seed,
-        tuple(speakers), pairing.assign_splits(speakers),
+        tuple(speakers), pairing.assign_splits(speakers), only,
     )  # fmt: skip
+    wanted = plan.wanted(identities)
+    if not wanted:
+        raise InvalidArgument(f"none of {identities} identities is in split {only!r}; ask for more identities")
     info = _describe(plan, identities)
     try:
         _open_out(plan.out, info)
         with parallel.processes(workers, _Worker, plan, renderer) as run_all:
-            heard = sorted({pairing.choose_speaker(seed, number, speakers) for number in range(identities)}, key=_name)
+            heard = sorted(set(wanted.values()), key=_name)
             new = [speaker for speaker in heard if not voices.is_cached(speaker, plan.cache)]
             parallel.follow(run_all("analyse", new), len(new), "voices", "recording", progress=progress)
-            waiting = [number for number in range(identities) if not _is_done(plan, number)]
+            waiting = [number for number in wanted if not _is_done(plan, number)]
             parallel.follow(run_all("make", waiting), len(waiting), "identities", "identity", progress=progress)
-        rows = [json.loads(plan.part(number).read_bytes()) for number in range(identities)]
+        rows = [json.loads(plan.part(number).read_bytes()) for number in wanted]
         table.write_table(plan.out / table.TABLE_NAME, rows)
         table.write_atomic(plan.out / table.INFO_NAME, _encode(info | {"complete": True}))
     except OSError as error:
@@ -172,7 +185,7 @@ def run(args: argparse.Namespace) -> None:
     """Carry out `s2f-train corpus`; what was made is logged."""
     corpus = build_corpus(
         args.makehuman, args.speech, args.out, args.identities, portraits=args.portraits, clips=args.clips,
-        size=args.size, seed=args.seed, workers=args.workers,
+        size=args.size, seed=args.seed, only=args.only, workers=args.workers,
     )  # fmt: skip
     counts = ", ".join(f"{name} {len(corpus.split(name))}" for name in table.SPLITS)
     logger.info("%s: %d identities (%s)", corpus.root, len(corpus.identities), counts)
@@ -196,10 +209,11 @@ def _describe(plan: Plan, identities: int) -> dict[str, Any]:
         **_versions(),
         "complete": False,
         "identities": identities,
-        "arguments": {name: getattr(plan, name) for name in ("seed", "portraits", "clips", "size")},
+        "arguments": {name: getattr(plan, name) for name in ("seed", "portraits", "clips", "size")}
+        | ({"only": plan.only} if plan.only else {}),
         "sources": {
             "makehuman": _fingerprint_folder(Path(plan.makehuman)),
-            "speech": _fingerprint_speech(plan.speakers),
+            "speech": fingerprint_speech(plan.speakers),
         },
         "clip": {"seconds": CLIP_SECONDS, "sample_rate": voices.SAMPLE_RATE},
         "split_rule": SPLIT_RULE,
@@ -274,7 +288,7 @@ def _fingerprint_folder(folder: Path) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def _fingerprint_speech(speakers: Iterable[voices.Speaker]) -> str:
+def fingerprint_speech(speakers: Iterable[voices.Speaker]) -> str:
     """sha256 over name, sex and file size of each speaker."""
     listed = [(speaker.name, speaker.sex, speaker.path.stat().st_size) for speaker in speakers]
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
