@@ -48,7 +48,7 @@ def decoder(config: Config, corpus: Path, run: Path) -> Path:
     )
     torch.manual_seed(config.seed)
     slim = build_slim_decoder(config)
-    model = nn.ModuleDict({"decoder": slim, "critic": PatchCritic()}).to(device)
+    model = nn.ModuleDict({"decoder": slim, "critic": PatchCritic()}).to(device, memory_format=torch.channels_last)
     perceptual, perceptual_name = feature_loss(config.pretrain.feature_loss)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4, betas=(0.5, 0.99))
     teacher.to(device)

@@ -41,7 +41,7 @@ def pretrain(config: Config, corpus: Path, run: Path) -> Path:
             "face_decoder": build_face_decoder(config),
             "temperature": LogScale(),
         }
-    ).to(device)
+    ).to(device, memory_format=torch.channels_last)
     perceptual, perceptual_name = feature_loss(config.pretrain.feature_loss)
     if isinstance(perceptual, nn.Module):
         perceptual.to(device)
@@ -85,9 +85,10 @@ def pretrain_loss(
 ) -> dict[str, Tensor]:
     """Eq. 1 on a batch of pairs; only the first `reconstruct` portraits are decoded, which is where the time goes."""
     settings = config.pretrain
+    spectrogram = model["speech"].frontend(pcm)  # in float32: bfloat16 would bury quiet bands
     with torch.autocast(portraits.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         latent, face = model["face_encoder"](portraits)
-        speech = model["speech"].embed(masked(model["speech"].frontend(pcm), settings))
+        speech = model["speech"].embed(masked(spectrogram, settings))
         some = latent[: settings.reconstruct]
         decoded = model["face_decoder"](some + settings.latent_noise * torch.randn_like(some))
     pull, logits = contrastive(speech.float(), face.float(), model["temperature"].value)
