@@ -6,12 +6,16 @@ names inside the folder, each file is read once, its size and sha256 are compare
 bytes are handed to a backend. Weights live inside the ONNX files; external data is refused. Files the manifest does not
 name are never opened, so they are ignored (a README or a file browser's leftovers do no harm).
 
-Schema 1, tensors (`stage_tensors` is the definition):
+Schema 2, tensors (`stage_tensors` is the definition):
 - encoder: pcm float32 [batch, 96000] (−1..1, 16 kHz mono) → condition float32 [batch, tokens, width]
-- unet, one whole denoising step: latent, history float32 [batch, C, h, w], condition, step int64 [1] (row of the
-  tables), guidance float32 [1] → latent_next, history_next. The history is the previous denoised latent, zeros before
-  the first step.
+- unet, one whole denoising step: latent float32 [batch, C, h, w], condition, step int64 [1] (row of the tables)
+  → latent_next. What a bundle lets its caller choose is an input more: guidance, prior_weight float32 [1]; an option
+  whose range is one value is folded into the graph. Solvers that look back take and give history, the previous
+  denoised latent [batch, C, h, w], zeros before the first step.
 - decoder: latent float32 [batch, C, h, w] → image uint8 [batch, H, W, 3]
+
+Schema 1 is read as schema 2: its prior has one weight and enters at every step; its unets always have guidance and
+history.
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ from .errors import BundleInvalid, BundleVersion, StepsUnavailable
 from .onnx_scan import refuse_external_data
 from .specs import (
     DTYPES,
+    INJECTIONS,
     MAX_STEPS,
+    MEMORYLESS,
     PRIOR_MODES,
     SAMPLE_RATE,
     SAMPLES,
@@ -47,7 +53,7 @@ from .specs import (
 )
 from .strict_json import MAX_BYTES, Fields, as_integer, as_object, invalid, parse_object
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 STAGES = ("encoder", "unet", "decoder")
 SYSTEMS = ("scldm",)
@@ -55,8 +61,10 @@ AUDIO = AudioSpec()
 
 __all__ = [
     "DTYPES",
+    "INJECTIONS",
     "MANIFEST",
     "MAX_STEPS",
+    "MEMORYLESS",
     "PRIOR_MODES",
     "SAMPLES",
     "SAMPLE_RATE",
@@ -107,6 +115,11 @@ class Manifest:
     system: str = "scldm"
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def history(self) -> bool:
+        """Whether a step hands its denoised latent on to the next."""
+        return any(table.solver not in MEMORYLESS for table in self.step_tables.values())
+
     def table(self, steps: int | None = None) -> StepTable:
         """The step table for `steps` (None: the default). Raises StepsUnavailable."""
         wanted = self.default_steps if steps is None else steps
@@ -125,8 +138,10 @@ class Manifest:
     def from_json(cls, value: object) -> Manifest:
         """Read and check a whole manifest. Raises BundleInvalid, or BundleVersion where the schema is newer."""
         root = as_object(value, "")
-        _check_version(root)
+        version = _version(root)
         fields = Fields(root, "", key_names(cls))
+        if version == 1:
+            root = _as_schema_2(root)
         stages = Fields(root["stages"], "stages", STAGES)
         manifest = cls(
             name=fields.text("name", limit=64, pattern=r"[a-z0-9][a-z0-9._-]{0,63}"),
@@ -145,6 +160,8 @@ class Manifest:
             audio=AudioSpec.from_json(root["audio"], "audio"),
             system=fields.choice("system", SYSTEMS),
         )
+        if version == 1:
+            _check_schema_1(manifest)
         _check_tensors(manifest)
         _check_tables(manifest)
         _check_file_names(manifest)
@@ -152,38 +169,63 @@ class Manifest:
 
 
 def stage_tensors(
-    latent: LatentSpec, image: ImageSpec, condition: ConditionSpec, audio: AudioSpec = AUDIO
+    latent: LatentSpec,
+    image: ImageSpec,
+    condition: ConditionSpec,
+    prior: PriorSpec,
+    guidance: GuidanceSpec,
+    *,
+    history: bool,
 ) -> dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
-    """The tensors of each stage, (inputs, outputs) in order: the definition of schema 1."""
-    pcm = TensorSpec("pcm", "float32", ("batch", audio.samples))
+    """The tensors of each stage, (inputs, outputs) in order: the definition of schema 2."""
+    pcm = TensorSpec("pcm", "float32", ("batch", AUDIO.samples))
     tokens = TensorSpec("condition", "float32", ("batch", condition.tokens, condition.width))
     shape: tuple[Dim, ...] = ("batch", latent.channels, latent.height, latent.width)
     portrait = TensorSpec("image", "uint8", ("batch", image.height, image.width, 3))
-
-    def like_latent(name: str) -> TensorSpec:
-        return TensorSpec(name, "float32", shape)
-
-    step = (TensorSpec("step", "int64", (1,)), TensorSpec("guidance", "float32", (1,)))
+    state = ("latent", "history") if history else ("latent",)
+    options = [name for name, spec in (("guidance", guidance), ("prior_weight", prior)) if not spec.fixed]
     return {
         "encoder": ((pcm,), (tokens,)),
         "unet": (
-            (like_latent("latent"), like_latent("history"), tokens, *step),
-            (like_latent("latent_next"), like_latent("history_next")),
+            (
+                *(TensorSpec(name, "float32", shape) for name in state),
+                tokens,
+                TensorSpec("step", "int64", (1,)),
+                *(TensorSpec(name, "float32", (1,)) for name in options),
+            ),
+            tuple(TensorSpec(f"{name}_next", "float32", shape) for name in state),
         ),
-        "decoder": ((like_latent("latent"),), (portrait,)),
+        "decoder": ((TensorSpec("latent", "float32", shape),), (portrait,)),
     }
 
 
-def _check_version(root: dict[str, object]) -> None:
+def _version(root: dict[str, object]) -> int:
     """First of all: a newer schema has keys that would otherwise be refused with a misleading message."""
     if "schema_version" not in root:
         raise invalid("schema_version", "missing")
     version = as_integer(root["schema_version"], "schema_version", 1, 1 << 31)
     if version > SCHEMA_VERSION:
         raise BundleVersion(
-            f"manifest.json: the bundle has schema version {version}, this release reads {SCHEMA_VERSION}. "
+            f"manifest.json: the bundle has schema version {version}, this release reads 1 to {SCHEMA_VERSION}. "
             "Upgrade s2f-edge, or fetch a bundle written for this release."
         )
+    return version
+
+
+def _as_schema_2(root: dict[str, object]) -> dict[str, object]:
+    """A manifest of schema 1, whose prior is {mode, weight}, in the words of schema 2."""
+    prior = Fields(root["prior"], "prior", ("mode", "weight"))
+    weight = prior.number("weight", 0.0, 1.0)
+    return {**root, "schema_version": 2, "prior": {**prior.values, "min": weight, "max": weight, "inject": "every"}}
+
+
+def _check_schema_1(manifest: Manifest) -> None:
+    """What schema 2 would take for an option folded in, or for a step without history, schema 1 does not know."""
+    if manifest.guidance.fixed:
+        raise invalid("guidance", "schema 1 knows no fixed guidance: min must be below max")
+    for steps, table in manifest.step_tables.items():
+        if table.solver in MEMORYLESS:
+            raise invalid(f"step_tables.{steps}.solver", f"schema 1 does not know {table.solver}")
 
 
 def _read_tables(value: object) -> dict[int, StepTable]:
@@ -200,7 +242,8 @@ def _read_tables(value: object) -> dict[int, StepTable]:
 
 
 def _check_tensors(manifest: Manifest) -> None:
-    expected = stage_tensors(manifest.latent, manifest.image, manifest.condition, manifest.audio)
+    shapes = manifest.latent, manifest.image, manifest.condition
+    expected = stage_tensors(*shapes, manifest.prior, manifest.guidance, history=manifest.history)
     for name, stage in manifest.stages.items():
         for side, wanted, found in zip(
             ("inputs", "outputs"), expected[name], (stage.inputs, stage.outputs), strict=True

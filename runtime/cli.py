@@ -100,7 +100,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=int, metavar="N", help="denoising steps, one of the bundle's (s2f info); default: the bundle's")
     add("--seed", type=int, default=0, metavar="S", help="same seed, same portrait (default 0)")
     add("--n", type=int, default=1, metavar="K", help="portraits per input, with seeds S to S+K-1 (default 1)")
-    add("--guidance", type=float, metavar="G", help="weight of the voice, within the bundle's range")
+    add("--guidance", type=float, metavar="G", help="weight of the voice, within the bundle's range (s2f info)")
+    add("--prior-weight", type=float, metavar="P", help="weight of the average face, within the bundle's range")
     add("--window", default="start", metavar="W", help="which six seconds: start (default), centre, loudest")
     add("--format", choices=("png", "jpeg", "webp"), help="default: the suffix of OUT, png in a folder")
     _add_device(parser)
@@ -142,7 +143,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _draw(pipeline: Pipeline, speech: str, seeds: range, arguments: argparse.Namespace) -> list[Portrait]:
     return pipeline.generate(
-        speech, steps=arguments.steps, seed=list(seeds), guidance=arguments.guidance, window=arguments.window
+        speech,
+        steps=arguments.steps,
+        seed=list(seeds),
+        guidance=arguments.guidance,
+        prior_weight=arguments.prior_weight,
+        window=arguments.window,
     )
 
 
@@ -198,7 +204,7 @@ def _info(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _print_json({"identity": identity, "manifest": manifest.to_json()})
     size = sum(stage.size for stage in manifest.stages.values())
-    limits, image = manifest.guidance, manifest.image
+    guidance, prior, image = manifest.guidance, manifest.prior, manifest.image
     steps = ", ".join(f"{n} ({table.solver})" for n, table in sorted(manifest.step_tables.items()))
     facts = {
         "name": manifest.name,
@@ -207,8 +213,9 @@ def _info(arguments: argparse.Namespace) -> int:
         "portrait": f"{image.width} x {image.height} pixels",
         "speech": f"{manifest.audio.samples / manifest.audio.sample_rate:g} s at {manifest.audio.sample_rate} Hz",
         "steps": f"{steps}; default {manifest.default_steps}",
-        "guidance": f"{limits.min:g} to {limits.max:g}; default {limits.default:g}",
-        "prior": f"{manifest.prior.mode}, weight {manifest.prior.weight:g}",
+        "guidance": _limits(guidance.default, guidance.min, guidance.max),
+        "prior": f"{prior.mode} at {'every step' if prior.inject == 'every' else 'the start'}, weight "
+        + _limits(prior.weight, prior.min, prior.max),
         "graphs": f"{size / 1e6:.1f} MB in {len(manifest.stages)} files",
         "made by": manifest.generator,
         "licence": manifest.licence,
@@ -216,6 +223,10 @@ def _info(arguments: argparse.Namespace) -> int:
     }
     sys.stdout.write("".join(f"{key:10} {value}\n" for key, value in facts.items()))
     return 0
+
+
+def _limits(default: float, low: float, high: float) -> str:
+    return f"{default:g}, folded in" if low == high else f"{low:g} to {high:g}; default {default:g}"
 
 
 def _verify(arguments: argparse.Namespace) -> int:

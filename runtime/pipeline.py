@@ -87,6 +87,7 @@ class Pipeline:
         steps: int | None = None,
         seed: int = 0,
         guidance: float | None = None,
+        prior_weight: float | None = None,
         window: str = "start",
     ) -> Portrait: ...
     @overload
@@ -97,6 +98,7 @@ class Pipeline:
         steps: int | None = None,
         seed: Sequence[int],
         guidance: float | None = None,
+        prior_weight: float | None = None,
         window: str = "start",
     ) -> list[Portrait]: ...
     @overload
@@ -107,6 +109,7 @@ class Pipeline:
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
         guidance: float | None = None,
+        prior_weight: float | None = None,
         window: str = "start",
     ) -> list[Portrait]: ...
     def generate(
@@ -116,6 +119,7 @@ class Pipeline:
         steps: int | None = None,
         seed: int | Sequence[int] = 0,
         guidance: float | None = None,
+        prior_weight: float | None = None,
         window: str = "start",
     ) -> Portrait | list[Portrait]:
         """Draw a portrait for a speech, or a list of portraits for a list of speeches, of seeds, or of both.
@@ -123,7 +127,8 @@ class Pipeline:
         `speech`: a path, the bytes of a file or (array, rate); see `runtime.audio`. `seed`: 0..2**63 − 1; the same seed
         gives the same bytes on one machine. One speech with several seeds is encoded once; a list of speeches with one
         seed uses it for each; two lists are paired and must be equally long. `steps`: one of the bundle's step tables;
-        `guidance`: within the bundle's range; None takes the bundle's default. `window`: "start", "centre", "loudest".
+        `guidance` (how much the voice counts) and `prior_weight` (how much the average face does): within the bundle's
+        range, which may be a single value; None takes the bundle's default. `window`: "start", "centre", "loudest".
 
         If one speech of a list is bad the call fails as a whole. Raises the AudioXxx errors, InvalidArgument,
         StepsUnavailable, BackendFailed, Closed.
@@ -132,7 +137,7 @@ class Pipeline:
         clock = _Clock()
         speeches = list(speech) if isinstance(speech, list) else [speech]
         seeds = _seeds(seed, len(speeches))
-        steps, table, scale = self._options(steps, guidance)
+        steps, table, chosen = self._options(steps, guidance, prior_weight)
 
         with clock.measure("audio"):
             pcm = np.stack([load_speech(one, window=window) for one in speeches])
@@ -144,11 +149,11 @@ class Pipeline:
             images = [
                 image
                 for part in _parts(len(seeds))
-                for image in self._decode(self._denoise(condition[part], seeds[part], table, scale, clock), clock)
+                for image in self._decode(self._denoise(condition[part], seeds[part], table, chosen, clock), clock)
             ]
-        timings = clock.timings(steps)
+        timings, name = clock.timings(steps), self.manifest.name
         portraits = [
-            Portrait(image, one, steps, scale, timings, self.manifest.name, self.identity)
+            Portrait(image, one, steps, **chosen, timings=timings, bundle_name=name, bundle_sha256=self.identity)
             for image, one in zip(images, seeds, strict=True)
         ]
         return portraits if isinstance(speech, list) or not _is_integer(seed) else portraits[0]
@@ -169,21 +174,18 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _options(self, steps: int | None, guidance: float | None) -> tuple[int, StepTable, float]:
-        """Steps, their table and the guidance, checked. Raises InvalidArgument, StepsUnavailable."""
-        count = self.manifest.default_steps if steps is None else _integer("steps", steps, 1, None)
-        table = self.manifest.table(count)
-        limits = self.manifest.guidance
-        if guidance is None:
-            return count, table, limits.default
-        problem = f"guidance must be a number in {limits.min:g}..{limits.max:g} for the bundle {self.manifest.name}"
-        try:
-            scale = math.nan if isinstance(guidance, (bool, str, bytes)) else float(guidance)
-        except (TypeError, ValueError):
-            scale = math.nan
-        if not limits.min <= scale <= limits.max:
-            raise InvalidArgument(f"{problem}, not {guidance!r:.40}.")
-        return count, table, scale
+    def _options(
+        self, steps: int | None, guidance: float | None, prior_weight: float | None
+    ) -> tuple[int, StepTable, dict[str, float]]:
+        """Steps, their table, and the options by name, checked. Raises InvalidArgument, StepsUnavailable."""
+        manifest = self.manifest
+        count = manifest.default_steps if steps is None else _integer("steps", steps, 1, None)
+        scale, prior = manifest.guidance, manifest.prior
+        chosen = {
+            "guidance": _within("guidance", guidance, scale.default, (scale.min, scale.max), manifest.name),
+            "prior_weight": _within("prior_weight", prior_weight, prior.weight, (prior.min, prior.max), manifest.name),
+        }
+        return count, manifest.table(count), chosen
 
     def _check_open(self) -> None:
         if not self._sessions:
@@ -196,20 +198,27 @@ class Pipeline:
         return np.concatenate(parts)
 
     def _denoise(
-        self, condition: npt.NDArray[np.float32], seeds: list[int], table: StepTable, guidance: float, clock: _Clock
+        self,
+        condition: npt.NDArray[np.float32],
+        seeds: list[int],
+        table: StepTable,
+        chosen: dict[str, float],
+        clock: _Clock,
     ) -> npt.NDArray[np.float32]:
-        """Seeded noise to a latent, float32 [B, C, h, w]: one run of the unet graph per step of the table."""
-        spec = self.manifest.latent
-        shape = (spec.channels, spec.height, spec.width)
-        latent = np.stack([seeded_noise(seed, shape) for seed in seeds])
-        history = np.zeros_like(latent)
-        feeds = {"condition": condition, "guidance": np.array([guidance], dtype=np.float32)}
+        """Seeded noise to a latent, float32 [B, C, h, w]: one run of the unet graph per step of the table.
+
+        `chosen`: the values of all options; the graph is given those it has an input for.
+        """
+        spec, unet = self.manifest.latent, self._sessions["unet"]
+        noise = np.stack([seeded_noise(seed, (spec.channels, spec.height, spec.width)) for seed in seeds])
+        options = {name: np.array([value], dtype=np.float32) for name, value in chosen.items() if name in unet.inputs}
+        state = {"latent": noise, "history": np.zeros_like(noise)} if self.manifest.history else {"latent": noise}
         for step in range(len(table.timesteps)):
             row = np.array([table.first_row + step], dtype=np.int64)
             with clock.measure(step):
-                result = self._sessions["unet"].run({"latent": latent, "history": history, "step": row, **feeds})
-            latent, history = result["latent_next"], result["history_next"]
-        return latent
+                result = unet.run({**state, "condition": condition, "step": row, **options})
+            state = {name: result[f"{name}_next"] for name in state}
+        return state["latent"]
 
     def _decode(self, latent: npt.NDArray[np.float32], clock: _Clock) -> list[npt.NDArray[np.uint8]]:
         """A latent float32 [B, C, h, w] to B images uint8 [H, W, 3], each with its own memory."""
@@ -272,6 +281,23 @@ def _integer(name: str, value: Any, low: int, high: int | None) -> int:
     return number
 
 
+def _within(name: str, value: Any, default: float, limits: tuple[float, float], bundle: str) -> float:
+    """A number within the bundle's limits, or its default for None. Raises InvalidArgument."""
+    low, high = limits
+    if value is None:
+        return default
+    try:
+        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if low <= number <= high:
+        return number
+    if low == high:
+        problem = f"The bundle {bundle} folds {name} {default:g} into its graphs, so it cannot be {value!r:.40}."
+        raise InvalidArgument(f"{problem} Leave {name} out or use another bundle.")
+    raise InvalidArgument(f"{name} must be a number in {low:g}..{high:g} for the bundle {bundle}, not {value!r:.40}.")
+
+
 _default: tuple[tuple[object, ...], Pipeline] | None = None
 _default_lock = threading.Lock()
 
@@ -285,6 +311,7 @@ def generate(
     steps: int | None = None,
     seed: int = 0,
     guidance: float | None = None,
+    prior_weight: float | None = None,
     window: str = "start",
 ) -> Portrait:
     """Load a bundle and draw one portrait; see `load` and `Pipeline.generate`.
@@ -301,4 +328,6 @@ def generate(
             )
             _default = (key, load(bundle, device=device, threads=threads))
         pipeline = _default[1]
-    return pipeline.generate(speech, steps=steps, seed=seed, guidance=guidance, window=window)
+    return pipeline.generate(
+        speech, steps=steps, seed=seed, guidance=guidance, prior_weight=prior_weight, window=window
+    )

@@ -1,7 +1,8 @@
 """The portrait: pixels, how they came about, and files that say so themselves.
 
 Every saved file carries XMP: IPTC's digital source type "trained algorithmic media", the generator, the bundle and its
-hash, seed, steps and guidance; never anything of the speech or its name. The same portrait is always the same bytes.
+hash, seed, steps, guidance and prior weight; never anything of the speech or its name. The same portrait is always the
+same bytes.
 `save_marked` is the one way to such a file, for a portrait and for a picture composed of portraits.
 """
 
@@ -71,6 +72,7 @@ class Portrait:
     seed: int
     steps: int
     guidance: float
+    prior_weight: float
     timings: Timings
     bundle_name: str
     bundle_sha256: str
@@ -84,6 +86,7 @@ class Portrait:
             "Seed": self.seed,
             "Steps": self.steps,
             "Guidance": self.guidance,
+            "PriorWeight": self.prior_weight,
         }
 
     def save(self, path: str | os.PathLike[str], *, format: str | None = None) -> None:  # noqa: A002 - Pillow's word

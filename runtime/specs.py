@@ -14,7 +14,9 @@ from .bundle_files import MAX_CARD_BYTES, MAX_STAGE_BYTES
 from .strict_json import Fields, as_integer, as_number, invalid
 
 PRIOR_MODES = ("add", "interpolate", "subtract", "none")
-SOLVERS = ("ddim", "dpmpp_2m")
+INJECTIONS = ("every", "start")
+SOLVERS = ("ddim", "dpmpp_2m", "shortcut")
+MEMORYLESS = ("shortcut",)  # solvers whose steps need nothing of the step before but its latent
 DTYPES = ("float32", "int64", "uint8")
 SAMPLE_RATE = 16000
 SAMPLES = 96000
@@ -94,7 +96,7 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class AudioSpec:
-    """The audio front end: `samples` mono samples at `sample_rate` Hz; in schema 1 96000 at 16000, six seconds."""
+    """The audio front end: `samples` mono samples at `sample_rate` Hz; so far always 96000 at 16000, six seconds."""
 
     sample_rate: int = SAMPLE_RATE
     samples: int = SAMPLES
@@ -154,16 +156,32 @@ class ConditionSpec:
 
 @dataclasses.dataclass(frozen=True)
 class PriorSpec:
-    """How the statistical face prior is folded into the graphs (SCLDM): mode and weight 0..1. For information."""
+    """The statistical face prior (SCLDM eq. 2): its default weight, and the range in 0..1 a caller may choose from.
+
+    `inject`: where the graphs let it in. "every": each step works on the latent with the prior, and the decoder takes
+    it out again. "start": it lies in the noise that the first step starts from. A range needs mode "add" at the start.
+    """
 
     mode: str
     weight: float
+    min: float
+    max: float
+    inject: str
+
+    @property
+    def fixed(self) -> bool:
+        """Folded into the graphs: the unet has no input for the weight."""
+        return self.min == self.max
 
     @classmethod
     def from_json(cls, value: object, path: str) -> PriorSpec:
-        """Read {mode, weight}."""
+        """Read {mode, weight, min, max, inject} with 0 ≤ min ≤ weight ≤ max ≤ 1."""
         fields = Fields(value, path, key_names(cls))
-        return cls(fields.choice("mode", PRIOR_MODES), fields.number("weight", 0.0, 1.0))
+        mode, inject = fields.choice("mode", PRIOR_MODES), fields.choice("inject", INJECTIONS)
+        weight, low, high = _within_range(fields, "weight", 1.0)
+        if low < high and (mode, inject) != ("add", "start"):
+            raise invalid(path, "a range of weights needs mode add and inject start")
+        return cls(mode, weight, low, high, inject)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,14 +192,23 @@ class GuidanceSpec:
     min: float
     max: float
 
+    @property
+    def fixed(self) -> bool:
+        """Folded into the graphs: the unet has no input for the guidance."""
+        return self.min == self.max
+
     @classmethod
     def from_json(cls, value: object, path: str) -> GuidanceSpec:
         """Read {default, min, max} with 0 ≤ min ≤ default ≤ max ≤ 100."""
-        fields = Fields(value, path, key_names(cls))
-        low, high = fields.number("min", 0.0, 100.0), fields.number("max", 0.0, 100.0)
-        if low > high:
-            raise invalid(path, f"min {low} is above max {high}")
-        return cls(fields.number("default", low, high), low, high)
+        return cls(*_within_range(Fields(value, path, key_names(cls)), "default", 100.0))
+
+
+def _within_range(fields: Fields, key: str, most: float) -> tuple[float, float, float]:
+    """The value of `key`, min and max with 0 ≤ min ≤ value ≤ max ≤ most."""
+    low, high = fields.number("min", 0.0, most), fields.number("max", 0.0, most)
+    if low > high:
+        raise invalid(fields.path, f"min {low} is above max {high}")
+    return fields.number(key, low, high), low, high
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,8 @@ def make_manifest(files: dict[str, bytes] | None = None, card: bytes = CARD) -> 
     """A small manifest whose hashes and sizes are those of `files`."""
     files = files or dummy_stages()
     latent, image, condition = LatentSpec(4, 8, 8), ImageSpec(32, 32), ConditionSpec(2, 16)
-    tensors = stage_tensors(latent, image, condition)
+    prior, guidance = PriorSpec("add", 0.01, 0.0, 0.1, "start"), GuidanceSpec(1.5, 1.0, 4.0)
+    tensors = stage_tensors(latent, image, condition, prior, guidance, history=True)
     stages = {name: Stage(f"{name}.onnx", sha256_hex(data), len(data), *tensors[name]) for name, data in files.items()}
     return Manifest(
         name="dummy",
@@ -70,8 +71,8 @@ def make_manifest(files: dict[str, bytes] | None = None, card: bytes = CARD) -> 
         latent=latent,
         image=image,
         condition=condition,
-        prior=PriorSpec("add", 0.01),
-        guidance=GuidanceSpec(1.5, 1.0, 4.0),
+        prior=prior,
+        guidance=guidance,
         step_tables={
             4: StepTable("dpmpp_2m", 0, (999.0, 700.5, 400.0, 100.0)),
             8: StepTable("ddim", 4, tuple(999.0 - 120.0 * i for i in range(8))),
@@ -95,6 +96,15 @@ def write_bundle(folder: Path, files: dict[str, bytes] | None = None) -> Path:
 def manifest_dict() -> dict[str, Any]:
     """The manifest as plain JSON values, to be damaged."""
     value: dict[str, Any] = json.loads(manifest_to_json(make_manifest()))
+    return value
+
+
+def manifest_of_schema_1() -> dict[str, Any]:
+    """A manifest as releases before schema 2 wrote it."""
+    value = manifest_dict()
+    value["schema_version"] = 1
+    value["prior"] = {"mode": "add", "weight": 0.01}
+    value["stages"]["unet"]["inputs"].pop()  # the prior weight
     return value
 
 

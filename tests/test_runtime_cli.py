@@ -14,7 +14,7 @@ import pytest
 from audio_factory import encoded
 from bundle_factory import edit_manifest, put
 from PIL import Image
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import SHORTCUT, write_tiny_bundle
 
 import runtime
 from runtime import bench, cli
@@ -28,6 +28,11 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def shortcut(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "shortcut", arm=SHORTCUT)
 
 
 @pytest.fixture
@@ -77,6 +82,13 @@ def test_options_reach_the_pipeline(bundle: Path, voice: Path, tmp_path: Path) -
     with runtime.load(bundle) as pipeline, Image.open(tmp_path / "a.png") as image:
         wanted = pipeline.generate(voice, steps=2, seed=5, guidance=3, window="centre").image
         np.testing.assert_array_equal(np.asarray(image), wanted)
+
+
+def test_prior_weight_reaches_the_pipeline(shortcut: Path, voice: Path, tmp_path: Path) -> None:
+    options = ["--bundle", shortcut, "--prior-weight", 0.1]
+    assert s2f("generate", voice, "-o", tmp_path / "a.png", *options) == 0
+    with runtime.load(shortcut) as pipeline, Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), pipeline.generate(voice, prior_weight=0.1).image)
 
 
 def test_several_portraits_go_into_a_folder(
@@ -142,7 +154,7 @@ BAD_BUNDLES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "flipped bit": (flip_a_bit, "BundleTampered", "unet.onnx"),
     "escaping path": (escape, "BundleInvalid", "stages.decoder.file"),
     "newer schema": (
-        lambda folder: edit_manifest(folder, lambda value: put(value, "schema_version", 2)),
+        lambda folder: edit_manifest(folder, lambda value: put(value, "schema_version", 3)),
         "BundleVersion",
         "Upgrade",
     ),
@@ -170,6 +182,7 @@ def test_bad_bundle(voice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--seed", str(2**63)], "InvalidArgument"),
         (["--guidance", "99"], "InvalidArgument"),
         (["--guidance", "nan"], "InvalidArgument"),
+        (["--prior-weight", "0.01"], "InvalidArgument"),
         (["--threads", "0"], "InvalidArgument"),
         (["--window", "end"], "InvalidArgument"),
         (["--n", "0"], "InvalidArgument"),
@@ -267,6 +280,17 @@ def test_info(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["manifest"] == json.loads((bundle / "manifest.json").read_bytes())
     assert facts["identity"] in text
+
+
+def test_info_tells_what_a_caller_may_choose(bundle: Path, shortcut: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert s2f("info", bundle) == s2f("info", shortcut) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("guidance", "prior"))]
+    assert [line.split(maxsplit=1)[1] for line in lines] == [
+        "0 to 4; default 1.5",
+        "none at every step, weight 0, folded in",
+        "2, folded in",
+        "add at the start, weight 0 to 0.1; default 0.01",
+    ]
 
 
 def test_verify(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,13 @@ import dataclasses
 import json
 
 import pytest
-from bundle_factory import make_manifest, manifest_dict, put
+from bundle_factory import make_manifest, manifest_dict, manifest_of_schema_1, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import strict_json
-from runtime.bundle import StepTable, manifest_to_json, parse_manifest
-from runtime.errors import BundleInvalid, S2FError, StepsUnavailable
+from runtime.bundle import SCHEMA_VERSION, PriorSpec, StepTable, manifest_to_json, parse_manifest
+from runtime.errors import BundleInvalid, BundleVersion, S2FError, StepsUnavailable
 
 
 def parse(value):
@@ -118,6 +118,8 @@ BAD_VALUES = [
     ("stages.unet.inputs.0.shape", ["batch", 4, 8, True]),
     ("stages.unet.inputs.3.dtype", "float32"),
     ("stages.unet.inputs.4.shape", ["batch"]),
+    ("stages.unet.inputs.5.name", "weight"),
+    ("stages.unet.inputs.5.dtype", "int64"),
     ("stages.decoder.outputs.0.shape", ["batch", 3, 32, 32]),
     ("stages.decoder.outputs.0.dtype", "float32"),
     ("stages.encoder.inputs.0.shape", ["batch", 96001]),
@@ -131,8 +133,18 @@ BAD_VALUES = [
     ("condition.tokens", 3),
     ("condition.width", "16"),
     ("prior.mode", "multiply"),
+    ("prior.mode", "subtract"),
+    ("prior.inject", "every"),
+    ("prior.inject", "end"),
+    ("prior.inject", None),
     ("prior.weight", -0.01),
     ("prior.weight", True),
+    ("prior.weight", 0.2),
+    ("prior.min", 0.05),
+    ("prior.min", -0.1),
+    ("prior.max", 1.5),
+    ("prior.max", 0.001),
+    ("prior.max", None),
     ("guidance.default", 5.0),
     ("guidance.min", 2.0),
     ("guidance.max", 1000.0),
@@ -264,6 +276,99 @@ def test_statements_may_be_long():
     assert parse_manifest(manifest_to_json(manifest)) == manifest
 
 
+def fold(value, *names):
+    """Take tensors of the unet out of a manifest."""
+    for side in ("inputs", "outputs"):
+        value["stages"]["unet"][side] = [t for t in value["stages"]["unet"][side] if t["name"] not in names]
+
+
+def test_an_option_of_one_value_is_no_input():
+    value = manifest_dict()
+    value["guidance"] = {"default": 2.0, "min": 2.0, "max": 2.0}
+    with pytest.raises(BundleInvalid, match=r"stages\.unet\.inputs"):
+        parse(value)
+    fold(value, "guidance")
+    assert parse(value).guidance.fixed
+    value["prior"] |= {"min": 0.01, "max": 0.01}
+    with pytest.raises(BundleInvalid, match=r"stages\.unet\.inputs"):
+        parse(value)
+    fold(value, "prior_weight")
+    manifest = parse(value)
+    assert [t.name for t in manifest.stages["unet"].inputs] == ["latent", "history", "condition", "step"]
+    assert parse_manifest(manifest_to_json(manifest)) == manifest
+
+
+@pytest.mark.parametrize("mode", ["add", "subtract", "interpolate", "none"])
+def test_a_fixed_prior_may_have_any_mode(mode):
+    value = manifest_dict()
+    fold(value, "prior_weight")
+    value["prior"] = {"mode": mode, "weight": 0.5, "min": 0.5, "max": 0.5, "inject": "every"}
+    assert parse(value).prior == PriorSpec(mode, 0.5, 0.5, 0.5, "every")
+
+
+def test_steps_that_do_not_look_back_have_no_history():
+    value = manifest_dict()
+    for table in value["step_tables"].values():
+        table["solver"] = "shortcut"
+    with pytest.raises(BundleInvalid, match=r"stages\.unet\.inputs"):
+        parse(value)
+    fold(value, "history", "history_next")
+    assert not parse(value).history
+    value["step_tables"]["8"]["solver"] = "ddim"
+    with pytest.raises(BundleInvalid, match=r"stages\.unet\.inputs"):
+        parse(value)
+
+
+def test_schema_1_is_read_as_schema_2():
+    old = parse(manifest_of_schema_1())
+    assert old.prior == PriorSpec("add", 0.01, 0.01, 0.01, "every")
+    assert old.history
+    assert old.schema_version == SCHEMA_VERSION
+    assert parse_manifest(manifest_to_json(old)) == old
+    assert json.loads(manifest_to_json(old))["schema_version"] == SCHEMA_VERSION
+
+
+def test_schema_1_is_read_strictly():
+    for path, bad, where in (
+        ("prior.min", 0.01, r"prior\.min: unknown key"),
+        ("prior.inject", "every", r"prior\.inject: unknown key"),
+        ("prior", {"mode": "add"}, r"prior\.weight: missing"),
+        ("prior", None, "prior: not an object"),
+        ("prior.weight", "1", r"prior\.weight: not a number"),
+        ("guidance.max", 1.0, "guidance"),
+        ("guidance", {"default": 2.0, "min": 2.0, "max": 2.0}, "guidance: schema 1 knows no fixed guidance"),
+        ("step_tables.4.solver", "shortcut", r"step_tables\.4\.solver: schema 1 does not know shortcut"),
+        ("surprise", 1, "surprise: unknown key"),
+    ):
+        value = manifest_of_schema_1()
+        put(value, path, bad)
+        with pytest.raises(BundleInvalid, match=where):
+            parse(value)
+
+
+def test_one_schema_in_the_dress_of_the_other():
+    value = manifest_of_schema_1()
+    fold(value, "history", "history_next")
+    with pytest.raises(BundleInvalid, match=r"stages\.unet\.inputs"):
+        parse(value)
+    for value, version in ((manifest_dict(), 1), (manifest_of_schema_1(), 2)):
+        value["schema_version"] = version
+        with pytest.raises(BundleInvalid, match="prior"):
+            parse(value)
+    with pytest.raises(BundleVersion, match="schema version 3, this release reads 1 to 2"):
+        parse(manifest_dict() | {"schema_version": 3})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(PATHS), JSON)
+def test_any_value_anywhere_in_schema_1(path, value):
+    document = manifest_of_schema_1()
+    if path.startswith("stages.unet.inputs.5") or path == "schema_version":
+        return
+    put(document, path, value)
+    only_our_errors(json.dumps(document).encode())
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_round_trip_of_valid_manifests(data):
@@ -274,7 +379,7 @@ def test_round_trip_of_valid_manifests(data):
         times = data.draw(st.lists(st.floats(0, 1000), min_size=steps, max_size=steps, unique=True))
         tables[steps] = StepTable("ddim", row, tuple(sorted(times, reverse=True)))
         row += steps
-    weight = data.draw(st.floats(0, 1))
+    weight = data.draw(st.floats(0, 0.1))
     manifest = dataclasses.replace(
         make_manifest(),
         licence=data.draw(printable.filter(str.isprintable)),

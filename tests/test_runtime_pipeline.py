@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from bundle_factory import edit_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import SHORTCUT, write_tiny_bundle
 
 import runtime
 from runtime import Pipeline, Portrait
@@ -45,6 +46,14 @@ def pipeline(bundle: Path) -> Iterator[Pipeline]:
 
 
 @pytest.fixture(scope="module")
+def shortcut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A bundle with free prior weight, folded guidance and no history."""
+    folder = write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "shortcut", name="leaper", arm=SHORTCUT)
+    with runtime.load(folder, device="cpu", threads=1) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
 def voices() -> list[Voice]:
     return [(synthetic_speech(seed=seed), 16000) for seed in range(3)]
 
@@ -59,7 +68,7 @@ def test_speech_in_portrait_out(pipeline: Pipeline, voices: list[Voice]) -> None
     assert portrait.image.shape == (32, 32, 3)
     assert portrait.image.dtype == np.uint8
     assert portrait.image.std() > 10
-    assert (portrait.seed, portrait.steps, portrait.guidance) == (0, 4, 1.5)
+    assert (portrait.seed, portrait.steps, portrait.guidance, portrait.prior_weight) == (0, 4, 1.5, 0.0)
     assert (portrait.bundle_name, portrait.bundle_sha256) == ("tiny", pipeline.identity)
 
 
@@ -188,11 +197,54 @@ def test_steps_the_bundle_lacks(pipeline: Pipeline, voices: list[Voice]) -> None
         {"guidance": True},
         {"guidance": [1.0]},
         {"guidance": object()},
+        {"guidance": 10**400},
+        {"prior_weight": 0.01},
+        {"prior_weight": True},
     ],
 )
 def test_bad_options(pipeline: Pipeline, voices: list[Voice], options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument, match=next(iter(options))):
         pipeline.generate(voices[0], **options)
+
+
+def test_prior_weight_matters_where_the_bundle_leaves_it_free(shortcut: Pipeline, voices: list[Voice]) -> None:
+    base, none, most = (shortcut.generate(voices[0], prior_weight=weight) for weight in (None, 0, 0.1))
+    assert [one.prior_weight for one in (base, none, most)] == [0.01, 0.0, 0.1]
+    assert levels(base, none) > 0
+    assert levels(none, most) > 5
+    np.testing.assert_array_equal(base.image, shortcut.generate(voices[0], prior_weight=0.01).image)
+    for bad in (-0.001, 0.11, float("nan"), "0.01", True):
+        with pytest.raises(InvalidArgument, match=r"prior_weight must be a number in 0\.\.0\.1 for the bundle leaper"):
+            shortcut.generate(voices[0], prior_weight=bad)  # type: ignore[call-overload]
+
+
+def test_an_option_that_is_folded_in_can_be_named_but_not_changed(
+    pipeline: Pipeline, shortcut: Pipeline, voices: list[Voice]
+) -> None:
+    np.testing.assert_array_equal(shortcut.generate(voices[0], guidance=2).image, shortcut.generate(voices[0]).image)
+    assert shortcut.generate(voices[0]).guidance == 2.0
+    with pytest.raises(
+        InvalidArgument, match=r"The bundle leaper folds guidance 2 into its graphs.* Leave guidance out"
+    ):
+        shortcut.generate(voices[0], guidance=1.5)
+    with pytest.raises(InvalidArgument, match="The bundle tiny folds prior_weight 0 into its graphs"):
+        pipeline.generate(voices[0], prior_weight=0.05)
+
+
+def test_a_bundle_of_schema_1_draws_the_same(pipeline: Pipeline, voices: list[Voice], tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path / "old")
+    edit_manifest(folder, lambda value: value.update(schema_version=1, prior={"mode": "none", "weight": 0.0}))
+    with runtime.load(folder, device="cpu", threads=1) as old:
+        np.testing.assert_array_equal(
+            old.generate(voices[0], guidance=3).image, pipeline.generate(voices[0], guidance=3).image
+        )
+
+
+def test_batches_without_history(shortcut: Pipeline, voices: list[Voice]) -> None:
+    together = shortcut.generate(voices, seed=[5, 6, 7], steps=4, prior_weight=0.1)
+    alone = shortcut.generate(voices[2], seed=7, steps=4, prior_weight=0.1)
+    assert levels(together[2], alone) <= 1
+    assert levels(alone, shortcut.generate(voices[2], seed=7, steps=1, prior_weight=0.1)) > 5
 
 
 @settings(max_examples=40, deadline=None)

@@ -33,7 +33,7 @@ def portrait() -> Portrait:
     image = np.stack(
         [np.tile(rows, (40, 1)), np.full((40, 48), 90, np.uint8), np.full((40, 48), 200, np.uint8)], axis=2
     )
-    return Portrait(image, 7, 4, 2.5, Timings(1, 2, (3, 4), 5, 15), "demo-1", DIGEST)
+    return Portrait(image, 7, 4, 2.5, 0.01, Timings(1, 2, (3, 4), 5, 15), "demo-1", DIGEST)
 
 
 def xmp_packet(path: Path) -> bytes:
@@ -61,7 +61,7 @@ def test_every_format_says_that_it_was_generated(portrait: Portrait, tmp_path: P
     assert facts[f"{XMP}CreatorTool"] == f"s2f-edge {runtime.__version__}"
     assert facts[f"{S2F}Bundle"] == "demo-1"
     assert facts[f"{S2F}BundleSha256"] == DIGEST
-    assert (facts[f"{S2F}Seed"], facts[f"{S2F}Steps"], facts[f"{S2F}Guidance"]) == ("7", "4", "2.5")
+    assert [facts[f"{S2F}{name}"] for name in ("Seed", "Steps", "Guidance", "PriorWeight")] == ["7", "4", "2.5", "0.01"]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])

@@ -5,6 +5,7 @@ The portraits are coloured noise, but they depend on the voice, the seed, the st
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.bundle import (
+    MEMORYLESS,
     ConditionSpec,
     FileRef,
     GuidanceSpec,
@@ -38,23 +40,39 @@ TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "uint8": Tens
 CARD = b"# tiny\n\nRandom weights for tests.\n"
 
 
-def write_tiny_bundle(folder: Path, *, name: str = "tiny", steps: Sequence[int] = STEPS) -> Path:
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What differs between the two kinds of bundles: which options are folded in, and whether steps look back."""
+
+    solver: str
+    prior: PriorSpec
+    guidance: GuidanceSpec
+
+    @property
+    def tensors(self) -> dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
+        """The contract's tensors of a bundle of this kind."""
+        history = self.solver not in MEMORYLESS
+        return stage_tensors(LATENT, IMAGE, CONDITION, self.prior, self.guidance, history=history)
+
+
+DIFFUSION = Arm("ddim", PriorSpec("none", 0.0, 0.0, 0.0, "every"), GuidanceSpec(1.5, 0.0, 4.0))
+SHORTCUT = Arm("shortcut", PriorSpec("add", 0.01, 0.0, 0.1, "start"), GuidanceSpec(2.0, 2.0, 2.0))
+
+
+def write_tiny_bundle(folder: Path, *, name: str = "tiny", steps: Sequence[int] = STEPS, arm: Arm = DIFFUSION) -> Path:
     """Write a whole valid bundle with the given step tables into `folder` (made if missing) and return it."""
     rng = np.random.default_rng(7)
-    rows = sum(steps)
-    return write_bundle(
-        folder, {"encoder": _encoder(rng), "unet": _unet(rng, rows), "decoder": _decoder(rng)}, name, steps
-    )
+    graphs = {"encoder": _encoder(rng), "unet": _unet(rng, sum(steps), arm), "decoder": _decoder(rng)}
+    return write_bundle(folder, graphs, name, steps, arm)
 
 
-def write_bundle(folder: Path, graphs: dict[str, bytes], name: str, steps: Sequence[int]) -> Path:
+def write_bundle(folder: Path, graphs: dict[str, bytes], name: str, steps: Sequence[int], arm: Arm = DIFFUSION) -> Path:
     """Write graphs with a manifest that fits them in sizes and hashes; the graphs' tensors may differ."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = stage_tensors(LATENT, IMAGE, CONDITION)
     stages = {}
     for stage, data in graphs.items():
         (folder / f"{stage}.onnx").write_bytes(data)
-        stages[stage] = Stage(f"{stage}.onnx", sha256_hex(data), len(data), *tensors[stage])
+        stages[stage] = Stage(f"{stage}.onnx", sha256_hex(data), len(data), *arm.tensors[stage])
     (folder / "MODEL_CARD.md").write_bytes(CARD)
     manifest = Manifest(
         name=name,
@@ -65,9 +83,9 @@ def write_bundle(folder: Path, graphs: dict[str, bytes], name: str, steps: Seque
         latent=LATENT,
         image=IMAGE,
         condition=CONDITION,
-        prior=PriorSpec("none", 0.0),
-        guidance=GuidanceSpec(1.5, 0.0, 4.0),
-        step_tables=_tables(steps),
+        prior=arm.prior,
+        guidance=arm.guidance,
+        step_tables=_tables(steps, arm.solver),
         default_steps=max(steps),
         model_card=FileRef("MODEL_CARD.md", sha256_hex(CARD), len(CARD)),
     )
@@ -75,11 +93,11 @@ def write_bundle(folder: Path, graphs: dict[str, bytes], name: str, steps: Seque
     return folder
 
 
-def _tables(steps: Sequence[int]) -> dict[int, StepTable]:
+def _tables(steps: Sequence[int], solver: str) -> dict[int, StepTable]:
     tables: dict[int, StepTable] = {}
     row = 0
     for count in steps:
-        tables[count] = StepTable("ddim", row, tuple(999.0 * (count - i) / count for i in range(count)))
+        tables[count] = StepTable(solver, row, tuple(999.0 * (count - i) / count for i in range(count)))
         row += count
     return tables
 
@@ -104,8 +122,10 @@ def _encoder(rng: np.random.Generator) -> bytes:
     return make_graph("encoder", nodes, constants)
 
 
-def _unet(rng: np.random.Generator, rows: int) -> bytes:
-    """x0 = tanh(latent + guidance · projection(condition)); latent_next = A latent + B x0 + C history, by step."""
+def _unet(rng: np.random.Generator, rows: int, arm: Arm) -> bytes:
+    """x0 = tanh(latent + guidance · projection(condition) + prior_weight · prior); latent_next = A latent + B x0, and
+    + C history where there is one, by step. The prior is large, so that its weight shows."""
+    inputs = {spec.name for spec in arm.tensors["unet"][0]}
     size = LATENT.channels * LATENT.height * LATENT.width
     constants = {
         "flat_shape": np.array([-1, CONDITION.tokens * CONDITION.width]),
@@ -114,21 +134,25 @@ def _unet(rng: np.random.Generator, rows: int) -> bytes:
         "a": rng.uniform(0.4, 0.9, rows).astype(np.float32),
         "b": rng.uniform(0.4, 0.9, rows).astype(np.float32),
         "c": rng.uniform(0.0, 0.2, rows).astype(np.float32),
+        "prior": 10 * _normal(rng, LATENT.channels, LATENT.height, LATENT.width),
+        "folded": np.float32(2.0),
     }
+    x0 = "history_next" if "history" in inputs else "x0"
+    parts = [("latent", "a"), (x0, "b"), *([("history", "c")] if "history" in inputs else [])]
+    prior = [helper.make_node("Mul", ["prior", "prior_weight"], ["face"])] if "prior_weight" in inputs else []
     nodes = [
         helper.make_node("Reshape", ["condition", "flat_shape"], ["flat"]),
         helper.make_node("MatMul", ["flat", "projection"], ["voice_flat"]),
         helper.make_node("Reshape", ["voice_flat", "latent_shape"], ["voice"]),
-        helper.make_node("Mul", ["voice", "guidance"], ["guided"]),
-        helper.make_node("Add", ["latent", "guided"], ["sum"]),
-        helper.make_node("Tanh", ["sum"], ["history_next"]),
-        *(helper.make_node("Gather", [table, "step"], [f"{table}_now"]) for table in "abc"),
-        helper.make_node("Mul", ["latent", "a_now"], ["a_part"]),
-        helper.make_node("Mul", ["history_next", "b_now"], ["b_part"]),
-        helper.make_node("Mul", ["history", "c_now"], ["c_part"]),
-        helper.make_node("Sum", ["a_part", "b_part", "c_part"], ["latent_next"]),
+        helper.make_node("Mul", ["voice", "guidance" if "guidance" in inputs else "folded"], ["guided"]),
+        *prior,
+        helper.make_node("Sum", ["latent", "guided", *(["face"] if prior else [])], ["sum"]),
+        helper.make_node("Tanh", ["sum"], [x0]),
+        *(helper.make_node("Gather", [table, "step"], [f"{table}_now"]) for _, table in parts),
+        *(helper.make_node("Mul", [value, f"{table}_now"], [f"{table}_part"]) for value, table in parts),
+        helper.make_node("Sum", [f"{table}_part" for _, table in parts], ["latent_next"]),
     ]
-    return make_graph("unet", nodes, constants)
+    return make_graph("unet", nodes, constants, arm)
 
 
 def _decoder(rng: np.random.Generator) -> bytes:
@@ -153,9 +177,9 @@ def _decoder(rng: np.random.Generator) -> bytes:
     return make_graph("decoder", nodes, constants)
 
 
-def make_graph(stage: str, nodes: list[Any], constants: dict[str, Any], **dtypes: str) -> bytes:
+def make_graph(stage: str, nodes: list[Any], constants: dict[str, Any], arm: Arm = DIFFUSION, **dtypes: str) -> bytes:
     """The ONNX bytes of a stage with the contract's tensors; `dtypes` gives a tensor another dtype, for bad graphs."""
-    inputs, outputs = stage_tensors(LATENT, IMAGE, CONDITION)[stage]
+    inputs, outputs = arm.tensors[stage]
     graph = helper.make_graph(
         nodes,
         stage,
