@@ -9,7 +9,7 @@ torchaudio = pytest.importorskip("torchaudio")
 
 from runtime.errors import ConfigInvalid
 from training.config import FrontendConfig, config_from_dict, config_to_dict, load_config, shipped_configs
-from training.losses import contrastive, feature_loss, laplacian_pyramid
+from training.losses import colour_difference, contrastive, feature_loss, laplacian_pyramid
 from training.models.denoiser import Denoiser
 from training.models.face import build_face_decoder, build_face_encoder, latent_shape
 from training.models.frontend import TINY, Frontend
@@ -125,6 +125,13 @@ def test_laplacian_pyramid_sees_blur_that_keeps_the_mean():
     blurred = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
     assert laplacian_pyramid(blurred, image) > 0.1
     assert torch.allclose(laplacian_pyramid(image + 0.1, image), torch.tensor(0.1), atol=1e-6)
+
+
+def test_colour_difference_sees_hue_and_no_brightness():
+    grey = torch.rand(1, 1, 8, 8).expand(1, 3, 8, 8)
+    assert float(colour_difference(grey, grey * 0.5)) == pytest.approx(0, abs=1e-6)
+    tinted = grey + torch.tensor([0.1, 0.0, 0.0]).view(1, 3, 1, 1)
+    assert float(colour_difference(tinted, grey)) == pytest.approx((0.1 + 0.05) / 2, abs=1e-5)
 
 
 def test_missing_lpips_weights_are_said(caplog, monkeypatch, tmp_path):

@@ -70,6 +70,7 @@ class PretrainConfig:
     reconstruction_weight: float = 1.0
     feature_loss: str = "pyramid"  # "lpips" or "pyramid"
     feature_weight: float = 1.0
+    colour_weight: float = 0.0  # of opponent colours, beside MAE and the perceptual loss
     latent_noise: float = 0.0  # std of noise on the unit-variance latent while the decoder learns
     mask_frames: int = 0  # longest of two time masks on the spectrogram (SpecAugment), in frames
     mask_bands: int = 0  # longest of two frequency masks, in bands
@@ -136,6 +137,7 @@ class DecoderConfig:
     blocks: tuple[int, ...] = (2, 2, 1, 0)
     distillation_weight: float = 0.5
     feature_weight: float = 1.0
+    colour_weight: float = 0.0
     adversarial_weight: float = 0.0
     latent_noise: float = 0.1
 
@@ -224,11 +226,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "decoder.blocks": (0, 64),
     "decoder.distillation_weight": (0.0, 1e6),
     "decoder.feature_weight": (0.0, 1e6),
+    "decoder.colour_weight": (0.0, 1e6),
     "decoder.adversarial_weight": (0.0, 1e6),
     "decoder.latent_noise": (0.0, 1.0),
     "pretrain.contrastive_weight": (0.0, 1e6),
     "pretrain.reconstruction_weight": (0.0, 1e6),
     "pretrain.feature_weight": (0.0, 1e6),
+    "pretrain.colour_weight": (0.0, 1e6),
 }
 
 

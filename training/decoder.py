@@ -24,7 +24,7 @@ from training.corpus.table import read_corpus
 from training.data import Pairs, fingerprint, load_pairs
 from training.diffusion import Encoded, encoded
 from training.loop import Stage, clear_state, device_of_training, run_stage
-from training.losses import FeatureLoss, feature_loss
+from training.losses import FeatureLoss, colour_difference, feature_loss
 from training.models.face import build_slim_decoder
 from training.pretrain import CHUNK
 from training.sheets import grid
@@ -96,8 +96,10 @@ def decoder_loss(
     mae = (drawn - portrait).abs().mean()
     feature = perceptual(drawn, portrait).mean()
     distillation = (drawn - taught).abs().mean()
-    total = mae + settings.feature_weight * feature + settings.distillation_weight * distillation
-    values = {"mae": mae, "feature": feature, "distillation": distillation}
+    colour = colour_difference(drawn, portrait)
+    total = mae + settings.feature_weight * feature + settings.colour_weight * colour
+    total = total + settings.distillation_weight * distillation
+    values = {"mae": mae, "feature": feature, "colour": colour, "distillation": distillation}
     if settings.adversarial_weight:
         fooling, critic = adversarial(model["critic"], drawn, portrait)
         total = total + settings.adversarial_weight * fooling + critic

@@ -16,7 +16,7 @@ from training.config import Config, PretrainConfig
 from training.corpus.table import read_corpus
 from training.data import Pairs, load_pairs, origin_of
 from training.loop import Stage, clear_state, device_of_training, run_stage
-from training.losses import contrastive, feature_loss
+from training.losses import colour_difference, contrastive, feature_loss
 from training.models.face import build_face_decoder, build_face_encoder
 from training.models.speech import build_speech_encoder
 from training.sheets import grid
@@ -95,11 +95,12 @@ def pretrain_loss(
     target = portraits[: settings.reconstruct]
     mae = (decoded.float() - target).abs().mean()
     feature = perceptual(decoded.float(), target).mean()  # type: ignore[operator]
+    colour = colour_difference(decoded.float(), target)
     total = settings.contrastive_weight * pull + settings.reconstruction_weight * (
-        mae + settings.feature_weight * feature
+        mae + settings.feature_weight * feature + settings.colour_weight * colour
     )
     hit = (logits.argmax(dim=1) == torch.arange(len(logits), device=logits.device)).float().mean()
-    return {"loss": total, "contrastive": pull, "mae": mae, "feature": feature, "top1": hit}
+    return {"loss": total, "contrastive": pull, "mae": mae, "feature": feature, "colour": colour, "top1": hit}
 
 
 def masked(spectrogram: Tensor, settings: PretrainConfig) -> Tensor:
