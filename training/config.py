@@ -64,6 +64,7 @@ class PretrainConfig:
     steps: int = 1600
     batch: int = 64  # pairs in the contrastive matrix
     reconstruct: int = 24  # of these, portraits that are also decoded
+    contrastive_every: int = 1  # steps; those between reconstruct only, where decoding lags behind pairing
     lr_face: float = 1e-4
     lr_speech: float = 1e-3
     contrastive_weight: float = 1.0
@@ -186,6 +187,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "face.decoder_blocks": (0, 64),
     "pretrain.steps": (1, 10**9),
     "pretrain.batch": (2, 65536),
+    "pretrain.contrastive_every": (1, 1000),
     "pretrain.lr_face": (1e-9, 1.0),
     "pretrain.lr_speech": (1e-9, 1.0),
     "pretrain.latent_noise": (0.0, 1.0),

@@ -16,7 +16,7 @@ from training.config import Config, PretrainConfig
 from training.corpus.table import read_corpus
 from training.data import Pairs, load_pairs, origin_of
 from training.loop import Stage, clear_state, device_of_training, run_stage
-from training.losses import colour_difference, contrastive, feature_loss
+from training.losses import FeatureLoss, colour_difference, contrastive, feature_loss
 from training.models.face import build_face_decoder, build_face_encoder
 from training.models.speech import build_speech_encoder
 from training.sheets import grid
@@ -50,11 +50,12 @@ def pretrain(config: Config, corpus: Path, run: Path) -> Path:
     rates = [{"params": faces, "lr": config.pretrain.lr_face}, {"params": voices, "lr": config.pretrain.lr_speech}]
     optimiser = torch.optim.AdamW(rates, weight_decay=config.pretrain.weight_decay)
 
-    def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        rows = train.draw(rng, config.pretrain.batch)
-        return pretrain_loss(
-            config, model, train.faces(rows, rng).to(device), train.speech(rows, rng).to(device), perceptual
-        )
+    def loss(step: int, rng: np.random.Generator) -> dict[str, Tensor]:
+        settings = config.pretrain
+        paired = step % settings.contrastive_every == 0
+        rows = train.draw(rng, settings.batch if paired else settings.reconstruct)
+        speech = train.speech(rows, rng).to(device) if paired else None
+        return pretrain_loss(config, model, train.faces(rows, rng).to(device), speech, perceptual)
 
     def sheet() -> Image.Image:
         portraits = val.faces(range(min(8, len(val)))).to(device)
@@ -81,26 +82,37 @@ class LogScale(nn.Module):
 
 
 def pretrain_loss(
-    config: Config, model: nn.ModuleDict, portraits: Tensor, pcm: Tensor, perceptual: object
+    config: Config, model: nn.ModuleDict, portraits: Tensor, pcm: Tensor | None, perceptual: FeatureLoss
 ) -> dict[str, Tensor]:
-    """Eq. 1 on a batch of pairs; only the first `reconstruct` portraits are decoded, which is where the time goes."""
+    """Eq. 1 on a batch of pairs, or its reconstruction alone where there is no speech.
+
+    Only the first `reconstruct` portraits are decoded, which is where the time goes.
+    """
     settings = config.pretrain
-    spectrogram = model["speech"].frontend(pcm)  # in float32: bfloat16 would bury quiet bands
     with torch.autocast(portraits.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         latent, face = model["face_encoder"](portraits)
-        speech = model["speech"].embed(masked(spectrogram, settings))
         some = latent[: settings.reconstruct]
         decoded = model["face_decoder"](some + settings.latent_noise * torch.randn_like(some))
-    pull, logits = contrastive(speech.float(), face.float(), model["temperature"].value)
     target = portraits[: settings.reconstruct]
     mae = (decoded.float() - target).abs().mean()
-    feature = perceptual(decoded.float(), target).mean()  # type: ignore[operator]
+    feature = perceptual(decoded.float(), target).mean()
     colour = colour_difference(decoded.float(), target)
-    total = settings.contrastive_weight * pull + settings.reconstruction_weight * (
-        mae + settings.feature_weight * feature + settings.colour_weight * colour
-    )
-    hit = (logits.argmax(dim=1) == torch.arange(len(logits), device=logits.device)).float().mean()
-    return {"loss": total, "contrastive": pull, "mae": mae, "feature": feature, "colour": colour, "top1": hit}
+    total = settings.reconstruction_weight * (mae + settings.feature_weight * feature + settings.colour_weight * colour)
+    values = {"mae": mae, "feature": feature, "colour": colour}
+    if pcm is not None:
+        pull, hit = _pull(config, model, face, pcm)
+        total = total + settings.contrastive_weight * pull
+        values |= {"contrastive": pull, "top1": hit}
+    return {"loss": total, **values}
+
+
+def _pull(config: Config, model: nn.ModuleDict, face: Tensor, pcm: Tensor) -> tuple[Tensor, Tensor]:
+    """The contrastive loss, and the share of voices whose nearest face of the batch is theirs."""
+    spectrogram = model["speech"].frontend(pcm)  # in float32: bfloat16 would bury quiet bands
+    with torch.autocast(pcm.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        speech = model["speech"].embed(masked(spectrogram, config.pretrain))
+    pull, logits = contrastive(speech.float(), face.float(), model["temperature"].value)
+    return pull, (logits.argmax(dim=1) == torch.arange(len(logits), device=logits.device)).float().mean()
 
 
 def masked(spectrogram: Tensor, settings: PretrainConfig) -> Tensor:
