@@ -1,15 +1,17 @@
-"""Command line of training: `s2f-train corpus|pretrain|prior|diffusion|shortcut|decoder|all`."""
+"""Command line of training: `s2f-train corpus|pretrain|prior|diffusion|shortcut|decoder|all|judge|evaluate`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import BackendMissing, ConfigInvalid, OutputUnwritable, S2FError
+from training.evaluate.commands import COMMANDS
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -52,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--corpus", type=Path, required=True, help="folder written by `s2f-train corpus`")
         command.add_argument("--out", type=Path, required=True, help="run folder for checkpoints, logs and samples")
         command.set_defaults(run=_train, stage=name)
+    for name, (text, add_arguments, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, epilog=RESPECT)
+        add_arguments(command)
+        command.set_defaults(run=partial(_evaluation, run))
     return parser
 
 
@@ -68,6 +74,13 @@ def _build_corpus(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         raise _missing(error) from error
     run(arguments)
+
+
+def _evaluation(run: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
+    try:
+        run(arguments)
+    except ImportError as error:
+        raise _missing(error) from error
 
 
 def _missing(error: ImportError) -> BackendMissing:

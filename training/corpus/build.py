@@ -3,8 +3,8 @@
 On disk: images/ID_k.jpg, clips/ID_k.flac (16 kHz, 16 bit, 7 s), table.csv (see table.py), corpus.json, parts/ID.json
 (the row of a finished identity, written last) and cache/ (analysed voices; may be deleted). An identity depends on the
 seed and its number alone, so workers, order and interruptions do not change a byte, a corpus grows by asking for more,
-and one split can be made without the others. Portraits are JPEG quality 95 without chroma subsampling: a fifth of the size of PNG, with an error of about one
-grey level, far below what a 128 px model resolves.
+and one split can be made without the others. Portraits are JPEG quality 95 without chroma subsampling: a fifth of the
+size of PNG, with an error of about one grey level, far below what a 128 px model resolves.
 """
 
 from __future__ import annotations

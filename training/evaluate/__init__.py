@@ -1,0 +1,1 @@
+"""How good portraits are: a judge network, the metrics, what is measured, and the report of it."""

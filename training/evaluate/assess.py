@@ -1,0 +1,108 @@
+"""One whole evaluation, for whatever paints: measure every row, write the report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import BackendMissing, InvalidArgument, OutputUnwritable
+from training.corpus.table import Corpus, Identity, read_corpus
+from training.data import fingerprint
+from training.evaluate.judge import NAME, load_judge, shipped_judge
+from training.evaluate.metrics import chance
+from training.evaluate.protocol import Evaluation, Painter, Pixels, Result, Voices
+from training.evaluate.recordings import recordings
+from training.evaluate.report import write_report
+
+logger = logging.getLogger(__name__)
+
+References = dict[str, Callable[[Corpus, Sequence[Identity]], Pixels]]
+"""Name of a row → portraits uint8 [n, H, W, 3] of these identities, made in another way than from their voices."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may choose; None takes all test voices, no recordings, the shipped judge."""
+
+    corpus: Path
+    out: Path
+    speech: Path | None = None
+    voices: int | None = None
+    seeds: int = 2
+    seed: int = 0
+    judge: Path | None = None
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """From the options that `commands.add_shared_arguments` adds."""
+    return Options(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)})
+
+
+def assess(painters: Sequence[Painter], options: Options, references: References | None = None) -> list[Path]:
+    """Measures every painter on the corpus' test voices and writes the report; returns its files.
+
+    Raises BackendMissing, CorpusInvalid, CheckpointInvalid, InvalidArgument, OutputUnwritable.
+    """
+    for package in ("torchmetrics", "matplotlib"):  # now, not after the long work
+        if importlib.util.find_spec(package) is None:
+            raise BackendMissing(f"evaluation lacks {package}; install it with: pip install 's2f-edge[train]'")
+    if len({painter.name for painter in painters}) != len(painters):
+        raise InvalidArgument(f"two painters share a name: {', '.join(p.name for p in painters)}; rename one")
+    corpus = read_corpus(options.corpus)
+    real_voices = recordings(options.speech, corpus) if options.speech else None
+    _make(options.out)  # before the long work, so that a bad folder is found now
+    judge = load_judge(options.judge)
+    evaluation = Evaluation(judge, corpus, voices=options.voices, seeds=options.seeds, seed=options.seed)
+    identities = evaluation.voices.identities
+    others = {name: make(corpus, identities) for name, make in (references or {}).items()}
+    rows = evaluation.reference_rows(others)
+    for painter in painters:
+        rows += evaluation.steps_rows(painter)
+        rows += evaluation.steps_rows(painter, real_voices) if real_voices else []
+    prior = [row for painter in painters for row in evaluation.prior_rows(painter)]
+    result = Result(tuple(rows), tuple(prior), _facts(evaluation, painters, corpus, options, real_voices))
+    try:
+        return write_report(result, options.out)
+    except OSError as error:
+        raise OutputUnwritable(f"{options.out}: {error}; free space or choose another folder") from error
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputUnwritable(f"{out}: {error}; choose another folder") from error
+
+
+def _facts(
+    evaluation: Evaluation, painters: Sequence[Painter], corpus: Corpus, options: Options, recorded: Voices | None
+) -> dict[str, Any]:
+    """What is needed to do the same again, and to read the numbers: no path, no date."""
+    size = len(evaluation.galleries[0])
+    return {
+        "seed": options.seed,
+        "seeds": list(evaluation.seeds),
+        "voices": len(evaluation.voices),
+        "recordings": len(recorded) if recorded else 0,
+        "galleries": {"count": len(evaluation.galleries), "size": size},
+        "chance_percent": {str(rank): value for rank, value in chance(size).items()},
+        "real_views": evaluation.real.views,
+        "judge": {
+            "name": NAME,
+            "sha256": hashlib.sha256((options.judge or shipped_judge()).read_bytes()).hexdigest(),
+            "accuracy": evaluation.judge.accuracy,
+        },
+        "corpus": {
+            "table_sha256": fingerprint(corpus),
+            "identities": corpus.info.get("identities", len(corpus.identities)),
+            "arguments": dict(corpus.info.get("arguments", {})),
+        },
+        "arms": [{"name": p.name, "identity": p.identity, "facts": dict(p.facts)} for p in painters],
+    }
