@@ -33,7 +33,7 @@ from training.sampling import StepTable, alphas_cumprod, step_table
 from training.schedule import SEARCHED, VOICES, Schedule, as_tensors, search, spacings
 from training.sheets import grid
 
-WINDOWS = 8
+WINDOWS = 6
 PREVIEW_GUIDANCE = 2.0
 
 
