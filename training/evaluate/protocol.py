@@ -218,7 +218,7 @@ class Evaluation:
         return values | {"kid": None, "kid_deviation": None, "fid": None}  # the same set of portraits
 
     def _paint(self, painter: Painter, voices: Voices, steps: int, weight: float) -> Readings:
-        key = (painter.name, voices.kind, steps, weight)
+        key = (painter, voices.kind, steps, weight)
         if key not in self._painted:
             parts = [
                 self.judge.read(painter.paint(*self._batch(voices.clips[i : i + VOICES_AT_ONCE]), steps, weight))

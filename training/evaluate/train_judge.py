@@ -65,9 +65,8 @@ def judge(corpus_dir: Path, out: Path, *, steps: int = STEPS, seed: int = 0) -> 
         some = portraits[np.arange(32) % len(portraits)]
         return grid(list(torch.split(augmented(some, np.random.default_rng(seed)), 8)))
 
-    config = Config(
-        NAME, seed, save_every=SAVE_EVERY, sample_every=steps, pretrain=PretrainConfig(steps=steps, batch=BATCH)
-    )
+    settings = PretrainConfig(steps=steps, batch=BATCH, reconstruct=BATCH)  # what of it decides on these weights
+    config = Config(NAME, seed, save_every=SAVE_EVERY, sample_every=steps, pretrain=settings)
     origin = origin_of(corpus, "none: learnt from the corpus' table")
     stage = Stage("judge", config, steps, nn.ModuleDict({"judge": network}), optimiser, loss, sheet, origin)
     run_stage(stage, out)
