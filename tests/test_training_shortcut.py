@@ -1,12 +1,14 @@
 """The shortcut stage on velocity fields whose answer is known, and the critic's two losses kept apart."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from runtime.errors import ConfigInvalid
 from training.config import load_config
-from training.decoder import PatchCritic, adversarial
+from training.decoder import PatchCritic, adversarial, adversarial_weight
 from training.models.denoiser import Denoiser
 from training.sampling import alphas_cumprod, flow_timestep, shortcut_table
 from training.shortcut import Batch, Flow, shortcut_loss, source
@@ -144,3 +146,8 @@ def test_critic_and_decoder_do_not_move_each_other():
     judging.backward()
     assert drawn.grad is None
     assert all(layer.weight.grad.abs().sum() > 0 for layer in critic.layers)
+
+
+def test_critic_comes_after_reconstruction():
+    settings = dataclasses.replace(load_config("demo").decoder, steps=100, adversarial_weight=0.2)
+    assert [adversarial_weight(settings, step) for step in (0, 40, 50, 60, 99)] == pytest.approx([0, 0, 0.1, 0.2, 0.2])
