@@ -21,7 +21,8 @@ from training.checkpoint import System, load_pretrained, load_system
 from training.config import DiffusionConfig
 from training.corpus.table import read_corpus, write_atomic
 from training.data import load_pairs
-from training.diffusion import Encoded, diffusion_loss, encoded
+from training.diffusion import diffusion_loss
+from training.encoded import Encoded, encoded
 from training.evaluate.judge import load_judge
 from training.evaluate.painter import RunPainter, run_identity
 from training.evaluate.protocol import Evaluation, Row

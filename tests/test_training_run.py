@@ -16,7 +16,7 @@ from PIL import Image
 
 from runtime.audio import load_speech
 from runtime.errors import CheckpointInvalid, CorpusInvalid, TrainingDiverged
-from training.checkpoint import Origin, load_checkpoint, load_stage, load_system, save_checkpoint
+from training.checkpoint import STAGES, Origin, load_checkpoint, load_stage, load_system, save_checkpoint
 from training.config import load_config
 from training.data import load_pairs
 from training.loop import Stage, run_stage
@@ -32,11 +32,9 @@ def wait_for(path, process, seconds=120):
 
 
 def test_all_stages_leave_their_files(trained):
-    assert sorted(p.name for p in trained.glob("*.safetensors")) == [
-        "diffusion.safetensors", "pretrain.safetensors", "prior.safetensors",
-    ]  # fmt: skip
+    assert {p.name for p in trained.glob("*.safetensors")} == {f"{stage}.safetensors" for stage in STAGES}
     sheets = sorted((trained / "samples").glob("*.png"))
-    assert {s.name.split("-")[0] for s in sheets} == {"pretrain", "diffusion"}
+    assert {s.name.split("-")[0] for s in sheets} == set(STAGES) - {"prior"}
     size = load_config("tiny").face.size
     for sheet in sheets:
         assert Image.open(sheet).size[1] % size == 0
@@ -56,7 +54,7 @@ def test_system_loads_and_its_latents_are_standardised(trained):
 @pytest.mark.parametrize("stage", ["pretrain", "diffusion"])
 def test_killed_training_continues_to_the_same_weights(trained, tmp_path, stage):
     if stage == "diffusion":
-        for name in ("pretrain.safetensors", "prior.safetensors"):
+        for name in ("pretrain.safetensors", "align.safetensors", "prior.safetensors"):
             (tmp_path / name).write_bytes((trained / name).read_bytes())
     process = train(stage, tmp_path)
     state = tmp_path / f"{stage}.state.safetensors"

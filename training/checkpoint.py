@@ -32,11 +32,13 @@ FORMAT = "s2f-checkpoint/1"
 _BASE = ("seed", "precision", "embedding", "speech", "face", "pretrain")
 STAGES = {  # in order; which parts of the configuration decide on a stage's weights
     "pretrain": _BASE,
+    "align": (*_BASE, "align"),
     "prior": (*_BASE, "prior"),
-    "diffusion": (*_BASE, "prior", "diffusion"),
-    "shortcut": (*_BASE, "prior", "diffusion", "shortcut"),
+    "diffusion": (*_BASE, "align", "prior", "diffusion"),
+    "shortcut": (*_BASE, "align", "prior", "diffusion", "shortcut"),
     "decoder": (*_BASE, "decoder"),
 }
+HEARS = ("diffusion", "shortcut")  # stages that build on the speech encoder, aligned or not; the others on faces alone
 ARMS = ("shortcut", "diffusion")
 
 
@@ -45,7 +47,7 @@ class Origin:
     """What a checkpoint was made from, so that stages of different corpora or encoders are never mixed."""
 
     corpus: str  # fingerprint of the corpus table
-    parent: str  # sha256 of the pretrain checkpoint that this stage builds on; "" for pretrain itself
+    parent: str  # `encoders_hash` of what this stage builds on; "" for pretrain itself
     training_data: str  # for the model card
     licence: str  # of the training data's sources, with attributions
     feature_loss: str  # the perceptual loss really used
@@ -117,7 +119,7 @@ def load_stage(run: Path, stage: str, config: Config | None = None, corpus: str 
     checkpoint = load_checkpoint(path)
     if config is not None:
         check_belongs(checkpoint, path, config, corpus)
-    if stage != "pretrain" and checkpoint.origin.parent != pretrain_hash(run):
+    if stage != "pretrain" and checkpoint.origin.parent != encoders_hash(run, stage):
         raise CheckpointInvalid(
             f"{path} was trained on other encoders than {run}'s; delete it and train that stage again"
         )
@@ -135,13 +137,19 @@ def check_belongs(checkpoint: Checkpoint, path: Path, config: Config, corpus: st
     raise CheckpointInvalid(f"{path} belongs to another {other}; delete it or choose another --out folder")
 
 
-def pretrain_hash(run: Path) -> str:
-    """sha256 of the finished pretrain checkpoint, hex."""
-    path = run / "pretrain.safetensors"
+def encoders_hash(run: Path, stage: str) -> str:
+    """sha256, hex, of the finished checkpoints that hold the encoders `stage` builds on."""
+    digest = hashlib.sha256()
+    aligned = run / "align.safetensors"
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        digest.update((run / "pretrain.safetensors").read_bytes())
+        if stage in HEARS and aligned.exists():
+            digest.update(aligned.read_bytes())
     except OSError as error:
-        raise CheckpointInvalid(f"no checkpoint {path} ({error}); train that stage first") from error
+        raise CheckpointInvalid(
+            f"no checkpoint {run / 'pretrain.safetensors'} ({error}); train that stage first"
+        ) from error
+    return digest.hexdigest()
 
 
 def same_weights(a: Config, b: Config, stage: str) -> bool:
@@ -235,9 +243,9 @@ class System:
 
 
 def load_pretrained(
-    run: Path, config: Config | None = None, corpus: str | None = None
+    run: Path, config: Config | None = None, corpus: str | None = None, *, aligned: bool = True
 ) -> tuple[Checkpoint, nn.Module, nn.Module, nn.Module]:
-    """The pretrain checkpoint and its speech encoder, face encoder and face decoder."""
+    """The pretrain checkpoint, speech encoder, face encoder and face decoder; the first as aligned where it was."""
     checkpoint = load_stage(run, "pretrain", config, corpus)
     builders: dict[str, Any] = {
         "speech": build_speech_encoder,
@@ -247,6 +255,8 @@ def load_pretrained(
     speech, encoder, decoder = (
         restore(build(checkpoint.config), checkpoint.group(key), key) for key, build in builders.items()
     )
+    if aligned and (run / "align.safetensors").exists():
+        restore(speech, load_stage(run, "align", config, corpus).group("speech"), "speech")
     return checkpoint, speech, encoder, decoder
 
 

@@ -1,4 +1,4 @@
-"""Command line of training: `s2f-train corpus|pretrain|prior|diffusion|shortcut|decoder|all|judge|evaluate`."""
+"""Command line of training: `s2f-train corpus|pretrain|align|prior|diffusion|shortcut|decoder|all|judge|evaluate`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from training.evaluate.commands import COMMANDS
 if TYPE_CHECKING:
     from training.config import Config
 
-STAGES = ("pretrain", "prior", "diffusion", "shortcut", "decoder")
-OPTIONAL = ("shortcut", "decoder")  # stages that a configuration may leave out
+STAGES = ("pretrain", "align", "prior", "diffusion", "shortcut", "decoder")
+OPTIONAL = ("align", "shortcut", "decoder")  # stages that a configuration may leave out
 RESPECT = (
     "A voice does not determine a face. What is trained here draws a plausible portrait of who may be speaking; "
     "it identifies nobody and is not for surveillance."
@@ -89,6 +89,7 @@ def _missing(error: ImportError) -> BackendMissing:
 
 def _train(arguments: argparse.Namespace) -> None:
     try:
+        from training.align import align
         from training.decoder import decoder
         from training.diffusion import diffusion
         from training.pretrain import pretrain
@@ -99,7 +100,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from training.config import load_config
 
     config = load_config(arguments.config)
-    functions = dict(zip(STAGES, (pretrain, prior, diffusion, shortcut, decoder), strict=True))
+    functions = dict(zip(STAGES, (pretrain, align, prior, diffusion, shortcut, decoder), strict=True))
     left_out = [name for name in OPTIONAL if not getattr(config, name).steps]
     if arguments.stage in left_out:
         raise ConfigInvalid(f"configuration {config.name} has no stage {arguments.stage}; set {arguments.stage}.steps")

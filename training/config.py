@@ -79,6 +79,18 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class AlignConfig:
+    """Tuning of the speech encoder against the frozen embeddings of all training faces."""
+
+    steps: int = 0  # 0: no such stage
+    batch: int = 64
+    lr: float = 3e-4
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.1
+    attribute_weight: float = 1.0  # of sex and age, as the corpus knows them
+
+
+@dataclass(frozen=True)
 class PriorConfig:
     """Statistical face prior (SCLDM eq. 3): faces per estimate; the last is the one kept."""
 
@@ -157,6 +169,7 @@ class Config:
     speech: SpeechConfig = field(default_factory=SpeechConfig)
     face: FaceConfig = field(default_factory=FaceConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
@@ -211,6 +224,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "diffusion.layers": (1, 16),
     "diffusion.head_width": (1, 1024),
     "diffusion.norm_groups": (1, 1024),
+    "align.steps": (0, 10**9),
+    "align.batch": (1, 65536),
+    "align.lr": (1e-9, 1.0),
+    "align.weight_decay": (0.0, 1.0),
+    "align.label_smoothing": (0.0, 0.999),
+    "align.attribute_weight": (0.0, 1e6),
     "shortcut.steps": (0, 10**9),
     "shortcut.batch": (2, 65536),
     "shortcut.lr": (1e-9, 1.0),

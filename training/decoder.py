@@ -1,4 +1,4 @@
-"""Stage 5: a slim face decoder for devices, on the frozen encoder's latents.
+"""Stage 6: a slim face decoder for devices, on the frozen encoder's latents.
 
 With few steps the decoder is most of the work, and most of a decoder's work lies at full resolution: the slim one has
 few channels there. It learns from portraits and from the larger decoder, with a patch critic where the configuration
@@ -18,15 +18,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from training.checkpoint import Checkpoint, load_pretrained, pretrain_hash, save_checkpoint
+from training.checkpoint import Checkpoint, encoders_hash, load_pretrained, save_checkpoint
 from training.config import Config, DecoderConfig
 from training.corpus.table import read_corpus
 from training.data import Pairs, fingerprint, load_pairs
-from training.diffusion import Encoded, encoded
+from training.encoded import CHUNK, Faces, encoded_faces
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.losses import FeatureLoss, colour_difference, feature_loss
 from training.models.face import build_slim_decoder
-from training.pretrain import CHUNK
 from training.sheets import grid
 
 logger = logging.getLogger(__name__)
@@ -40,11 +39,11 @@ def decoder(config: Config, corpus: Path, run: Path) -> Path:
     Raises CheckpointInvalid, CorpusInvalid, OutputUnwritable, TrainingDiverged.
     """
     settings, key = config.decoder, fingerprint(read_corpus(corpus))
-    pretrained, speech, encoder, teacher = load_pretrained(run, config, key)
+    pretrained, _, encoder, teacher = load_pretrained(run, config, key)
     device = device_of_training()
     train, val = (load_pairs(corpus, split, config.face.size, run / "cache") for split in ("train", "val"))
     latents, val_latents = (
-        encoded(pairs, split, run, speech, encoder) for pairs, split in ((train, "train"), (val, "val"))
+        encoded_faces(pairs, split, run, encoder) for pairs, split in ((train, "train"), (val, "val"))
     )
     torch.manual_seed(config.seed)
     slim = build_slim_decoder(config)
@@ -64,7 +63,7 @@ def decoder(config: Config, corpus: Path, run: Path) -> Path:
         latent = val_latents.latents[:8, 0].to(device)
         return grid([val.faces(range(len(latent))), teacher(latent), slim(latent)])
 
-    origin = dataclasses.replace(pretrained.origin, parent=pretrain_hash(run), feature_loss=perceptual_name)
+    origin = dataclasses.replace(pretrained.origin, parent=encoders_hash(run, "decoder"), feature_loss=perceptual_name)
     stage = Stage("decoder", config, settings.steps, model, optimiser, loss, sheet, origin, settings.ema)
     run_stage(stage, run)
     for name, module in (("larger", teacher), ("slim", slim)):
@@ -76,7 +75,7 @@ def decoder(config: Config, corpus: Path, run: Path) -> Path:
     return path
 
 
-def draw(pairs: Pairs, latents: Encoded, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
+def draw(pairs: Pairs, latents: Faces, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
     """Latents [batch, C, h, w] and the portraits, or mirrored portraits, they are of [batch, 3, size, size]."""
     count = pairs.portraits.shape[1]
     rows, view = rng.integers(len(pairs), size=batch), rng.integers(2 * count, size=batch)
@@ -146,7 +145,7 @@ class PatchCritic(nn.Module):
 
 
 @torch.no_grad()
-def reconstruction(decode: nn.Module, pairs: Pairs, latents: Encoded, device: torch.device) -> str:
+def reconstruction(decode: nn.Module, pairs: Pairs, latents: Faces, device: torch.device) -> str:
     """PSNR (of 8-bit range, mean over portraits) and the feature loss of what a decoder makes of the true latents."""
     error, feature = [], []
     perceptual, name = feature_loss("pyramid")

@@ -1,48 +1,30 @@
-"""Stage 3: speech-conditioned latent diffusion with the face prior as normalisation (SCLDM eqs. 2, 4, 5, 6).
-
-The encoders are frozen, so their outputs are computed once: latents of every portrait and its mirror, embeddings of
-several windows of speech. Training itself then touches neither pictures nor sound.
-"""
+"""Stage 4: speech-conditioned latent diffusion with the face prior as normalisation (SCLDM eqs. 2, 4, 5, 6)."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from tqdm import tqdm
 
-from training.checkpoint import Checkpoint, load_pretrained, load_stage, pretrain_hash, save_checkpoint, write_tensors
+from training.checkpoint import Checkpoint, encoders_hash, load_pretrained, load_stage, save_checkpoint
 from training.config import Config, DiffusionConfig
 from training.corpus.table import read_corpus
-from training.data import Pairs, fingerprint, load_pairs
+from training.data import fingerprint, load_pairs
+from training.encoded import Encoded, encoded
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.models.denoiser import Denoiser
-from training.pretrain import CHUNK
 from training.prior_shift import Shift, prior_shift
 from training.sampler import guided_network, sample
 from training.sampling import StepTable, alphas_cumprod, step_table
 from training.schedule import SEARCHED, VOICES, Schedule, as_tensors, search, spacings
 from training.sheets import grid
 
-WINDOWS = 6
 PREVIEW_GUIDANCE = 2.0
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """latents float32 [n, V, C, h, w] (V portraits and mirrors), embeddings float32 [n, W, E] (W windows of speech)."""
-
-    latents: Tensor
-    embeddings: Tensor
 
 
 def diffusion(config: Config, corpus: Path, run: Path) -> Path:
@@ -78,7 +60,7 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
         drawn = preview(settings, model["denoiser"], val, shift)
         return grid([decoder(val.latents[:8, 0].to(device)), *(decoder(z * std + mean) for z in drawn)])
 
-    origin = dataclasses.replace(pretrained.origin, parent=pretrain_hash(run))
+    origin = dataclasses.replace(pretrained.origin, parent=encoders_hash(run, "diffusion"))
     stage = Stage("diffusion", config, settings.steps, model, optimiser, loss, sheet, origin, settings.ema)
     run_stage(stage, run)
     found = {n: schedule_of(config, model["denoiser"], val, shift, n) for n in SEARCHED if n < settings.timesteps}
@@ -134,28 +116,3 @@ def voices_and_noise(val: Encoded, like: Tensor) -> tuple[Tensor, Tensor]:
     embedding = val.embeddings[:VOICES, 0].to(like.device)
     shape = (len(embedding), *val.latents.shape[2:])
     return embedding, torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device)
-
-
-@torch.no_grad()
-def encoded(pairs: Pairs, split: str, run: Path, speech: nn.Module, encoder: nn.Module) -> Encoded:
-    """The frozen encoders' outputs for a split, cached under the hash of the pretrain checkpoint."""
-    path = run / "cache" / f"{split}-encoded-{pretrain_hash(run)[:12]}.safetensors"
-    with contextlib.suppress(OSError, SafetensorError):  # missing or damaged: made anew
-        return Encoded(**load_file(path))
-    device = device_of_training()
-    speech, encoder = speech.to(device), encoder.to(device)
-    latents, embeddings = [], []
-    for rows in tqdm(torch.arange(len(pairs)).split(CHUNK), f"encode {split}", mininterval=5, ncols=110):
-        rng = np.random.default_rng([int(rows[0])])
-        latents.append(_views(pairs, rows, encoder, device))
-        windows = [pairs.speech(rows, None if w == 0 else rng) for w in range(WINDOWS)]
-        embeddings.append(torch.stack([speech(w.to(device)).cpu() for w in windows], dim=1))
-    made = Encoded(torch.cat(latents), torch.cat(embeddings))
-    write_tensors(path, {"latents": made.latents, "embeddings": made.embeddings})
-    return made
-
-
-def _views(pairs: Pairs, rows: Tensor, encoder: nn.Module, device: torch.device) -> Tensor:
-    stacked = torch.from_numpy(pairs.portraits[rows.numpy()]).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
-    both = torch.cat([stacked, stacked.flip(4)], dim=1)
-    return torch.stack([encoder(both[:, k].to(device))[0].cpu() for k in range(both.shape[1])], dim=1)

@@ -1,4 +1,4 @@
-"""Stage 2: the statistical face prior, mean of face-encoder latents over sex-balanced faces (SCLDM eq. 3, table 1)."""
+"""Stage 3: the statistical face prior, mean of face-encoder latents over sex-balanced faces (SCLDM eq. 3, table 1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.checkpoint import Checkpoint, load_pretrained, pretrain_hash, save_checkpoint
+from training.checkpoint import Checkpoint, encoders_hash, load_pretrained, save_checkpoint
 from training.config import Config
 from training.corpus.table import read_corpus
 from training.data import Pairs, fingerprint, load_pairs
@@ -30,7 +30,7 @@ def prior(config: Config, corpus: Path, run: Path) -> Path:
     estimates = [(n, estimate(latents, balanced(train, n, config.seed))) for n in reachable(config.prior.counts, train)]
     for line in convergence_table(estimates):
         logger.info(line)
-    origin = dataclasses.replace(pretrained.origin, parent=pretrain_hash(run))
+    origin = dataclasses.replace(pretrained.origin, parent=encoders_hash(run, "prior"))
     tensors = {"prior": estimates[-1][1], "count": torch.tensor(estimates[-1][0])}
     path = run / "prior.safetensors"
     save_checkpoint(path, Checkpoint(tensors, config, "prior", 0, origin))

@@ -1,4 +1,4 @@
-"""Stage 4: few-step sampling. Rectified flow with step-size conditioning and self-consistency (Frans et al. 2024).
+"""Stage 5: few-step sampling. Rectified flow with step-size conditioning and self-consistency (Frans et al. 2024).
 
 The path is x_t = (1 - t) x_0 + t x_1 with the face prior in its source, x_1 = eps + w·prior, for every weight w of the
 served range. The network is the diffusion stage's, which is a flow model already (`training.sampling.shortcut_table`);
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from training.checkpoint import Checkpoint, load_pretrained, load_stage, pretrain_hash, restore, save_checkpoint
+from training.checkpoint import Checkpoint, encoders_hash, load_pretrained, load_stage, restore, save_checkpoint
 from training.config import Config
 from training.corpus.table import read_corpus
 from training.data import fingerprint, load_pairs
-from training.diffusion import Encoded, encoded, voices_and_noise
+from training.diffusion import voices_and_noise
+from training.encoded import Encoded, encoded
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.models.denoiser import Denoiser
 from training.sampler import folded_network, sample
@@ -83,7 +84,7 @@ def shortcut(config: Config, corpus: Path, run: Path) -> Path:
         drawn = preview(config, denoiser, val.embeddings[:8, 0].to(device), source_prior)
         return grid([decoder(val.latents[:8, 0].to(device)), *(decoder(z * std + mean) for z in drawn)])
 
-    origin = dataclasses.replace(pretrained.origin, parent=pretrain_hash(run))
+    origin = dataclasses.replace(pretrained.origin, parent=encoders_hash(run, "shortcut"))
     stage = Stage("shortcut", config, settings.steps, model, optimiser, loss, sheet, origin, settings.ema)
     run_stage(stage, run)
     found = {n: schedule_of(config, denoiser, val, source_prior, n) for n in SEARCHED if n < 2 ** (settings.levels - 1)}

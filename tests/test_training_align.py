@@ -1,0 +1,75 @@
+"""The alignment stage: what its loss asks for, and that a run takes the aligned encoder and no other."""
+
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from conftest import CORPUS
+
+from runtime.errors import CheckpointInvalid
+from training.align import People, align_loss, attributes_of
+from training.checkpoint import load_checkpoint, load_pretrained, load_stage, load_system, save_checkpoint
+from training.config import load_config
+from training.data import load_pairs
+from training.models.speech import build_speech_encoder
+from training.pretrain import LogScale, ranks
+
+
+@pytest.fixture
+def model():
+    config = load_config("tiny")
+    torch.manual_seed(0)
+    parts = {"speech": build_speech_encoder(config), "temperature": LogScale(), "attributes": torch.nn.Linear(32, 2)}
+    return config, torch.nn.ModuleDict(parts).eval()
+
+
+def test_loss_is_low_where_the_voice_lies_at_its_own_face(model):
+    config, parts = model
+    pcm = 0.1 * torch.randn(3, 96_000)
+    with torch.no_grad():
+        own = parts["speech"](pcm)
+        people = People(torch.cat([own, -own]), torch.zeros(6, 2))
+        right = align_loss(config, parts, pcm, people, torch.arange(3))["identity"]
+        wrong = align_loss(config, parts, pcm, people, torch.arange(3) + 3)["identity"]
+    assert right < wrong - 1
+
+
+def test_attributes_are_asked_of_the_embedding(model):
+    config, parts = model
+    people = People(torch.nn.functional.normalize(torch.randn(4, 32), dim=1), torch.tensor([[1.0, 2.0]] * 4))
+    values = align_loss(config, parts, 0.1 * torch.randn(2, 96_000), people, torch.arange(2))
+    torch.testing.assert_close(
+        values["loss"], values["identity"] + config.align.attribute_weight * values["attributes"]
+    )
+    values["attributes"].backward()
+    assert parts["speech"].head[-1].weight.grad.abs().sum() > 0
+
+
+def test_attributes_of_the_corpus(tmp_path):
+    pairs = load_pairs(CORPUS, "train", 32, tmp_path)
+    got = attributes_of(pairs)
+    assert [bool(x) for x in got[:, 0]] == [identity.sex == "M" for identity in pairs.identities]
+    assert [identity.age for identity in pairs.identities] == pytest.approx((got[:, 1] * 16 + 45).tolist(), abs=1e-3)
+
+
+def test_ranks_count_who_is_nearer():
+    faces = torch.eye(3)
+    voices = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0.5, 0.6, 0.4]])
+    assert ranks(voices, faces).tolist() == [0, 1, 2]
+
+
+def test_a_run_hears_with_its_aligned_encoder(trained, tmp_path):
+    for file in trained.glob("*.safetensors"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    aligned = load_checkpoint(tmp_path / "align.safetensors")
+    hears = load_system(tmp_path).speech_encoder.state_dict()
+    assert all(torch.equal(hears[name], value) for name, value in aligned.group("speech").items())
+    before = load_pretrained(tmp_path, aligned=False)[1].state_dict()
+    assert any(not torch.equal(before[name], value) for name, value in aligned.group("speech").items())
+    other = {name: value + 1 for name, value in aligned.tensors.items()}
+    save_checkpoint(tmp_path / "align.safetensors", dataclasses.replace(aligned, tensors=other))
+    with pytest.raises(CheckpointInvalid, match="other encoders"):
+        load_system(tmp_path)
+    load_stage(tmp_path, "decoder")  # builds on faces alone
