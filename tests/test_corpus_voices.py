@@ -158,3 +158,16 @@ def test_a_room_rings_on_and_a_band_limit_removes_the_top():
     noise = np.random.default_rng(0).standard_normal(RATE)
     spectrum = np.abs(np.fft.rfft(limit_band(noise, RATE, np.random.default_rng(1)))) ** 2
     assert spectrum[7800:].mean() < 0.2 * spectrum[1000:3000].mean()
+
+
+def test_tremor_moves_loudness_at_five_hertz(source):
+    """The share of the 4-6.5 Hz band in the loudness contour grows with tremor."""
+
+    def swing(tremor):
+        pcm = spoken(source, replace(same_voice(source), tremor=tremor), 6.0)
+        level = np.log(np.sqrt((pcm.reshape(-1, 320) ** 2).mean(axis=1)) + 1e-4)
+        power = np.abs(np.fft.rfft(level - level.mean())) ** 2
+        hertz = np.fft.rfftfreq(len(level), 0.02)
+        return power[(hertz > 4) & (hertz < 6.5)].sum() / power[hertz < 15].sum()
+
+    assert swing(0.1) > 1.5 * swing(0.0)

@@ -29,7 +29,7 @@ from runtime.errors import CorpusInvalid
 from training.corpus.attributes import Catalogue, FaceAttributes, ViewAttributes
 from training.corpus.voices import SourceVoice, Speaker, VoiceParameters, reachable
 
-RULE_VERSION = 2  # raise it when a voice or a face of the same seed changes: an older corpus is not continued
+RULE_VERSION = 3  # raise it when a voice or a face of the same seed changes: an older corpus is not continued
 AGE_LOW, AGE_SPAN = 18.0, 57.0
 AGE_SHARE = 0.92  # of the age score's variance that is in the voice
 SHAPE_SHARE = 0.90  # of the length, jaw and neck scores' variance

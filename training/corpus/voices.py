@@ -28,6 +28,7 @@ FFT_SIZE = 1024
 BINS = FFT_SIZE // 2 + 1
 F0_FLOOR, F0_CEILING = 60.0, 450.0
 REFERENCE_SPACING_HZ = 1030.0  # formant spacing c/2L of a uniform tube of 17 cm: formant scale 1
+TREMOR_OF_LOUDNESS = 6.0  # vocal tremor moves intensity too: gain 1 ± this times the depth of F0's
 REFERENCE_RATE = 4.3  # syllable nuclei per second of speech: rate 1
 # Raise it when the analysis changes: older cache files are made anew, an older corpus is not continued.
 ANALYSIS_VERSION = 1
@@ -73,7 +74,7 @@ class VoiceParameters:
     formant_scale: float  # 1 = a vocal tract of 17 cm, 1.15 = 17 / 1.15 cm
     rate: float  # 1 = 4.3 syllables per second
     breathiness: float  # 0 as recorded … 1 whisper-like above 4 kHz
-    tremor: float  # depth of the 5 Hz F0 tremor and of the period jitter, as a share of F0: 0 … 0.1
+    tremor: float  # depth of the 5 Hz tremor of F0, as a share of it: 0 … 0.1; loudness and jitter go with it
     f0_range: float = 1.0  # intonation: factor on the log-F0 excursions around the median
 
 
@@ -177,8 +178,11 @@ def synthesise(source: SourceVoice, voice: VoiceParameters, seconds: float, rng:
     spare = max(total - int(frames * speed) - 2, 0)
     start = int(rng.integers(spare + 1)) if spare else int(rng.integers(total))
     index = (start + np.floor(np.arange(frames) * speed).astype(np.int64)) % total
-    f0 = _reshape_f0(source, voice, index, rng)
+    time = np.arange(frames) * FRAME_SECONDS
+    swing = np.sin(2 * np.pi * (rng.uniform(4.5, 5.8) * time + rng.uniform()))
+    f0 = _reshape_f0(source, voice, index, swing, rng)
     envelope = warp_envelope(source.log_envelope[index], voice.formant_scale / source.formant_scale)
+    envelope += 2 * np.log(1 + TREMOR_OF_LOUDNESS * voice.tremor * swing)[:, None]  # the envelope is log power
     aperiodicity = _reshape_aperiodicity(source.band_aperiodicity[index], f0, voice.breathiness)
     world = _world()
     pcm = world.synthesize(f0, np.exp(envelope), aperiodicity, SAMPLE_RATE, FRAME_SECONDS * 1000)
@@ -271,15 +275,15 @@ def _read_bytes(path: Path) -> bytes:
         raise CorpusInvalid(f"{path}: not readable ({error.strerror}); check the file's rights.") from error
 
 
-def _reshape_f0(source: SourceVoice, voice: VoiceParameters, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _reshape_f0(
+    source: SourceVoice, voice: VoiceParameters, index: np.ndarray, swing: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """F0 of the frames, moved to the wanted median and range, with tremor: float64 [frames], 0 where unvoiced."""
     f0 = source.f0[index].astype(np.float64)
     voiced = f0 > 0
     excursion = np.log(np.where(voiced, f0, source.f0_hz) / source.f0_hz)
-    time = np.arange(len(f0)) * FRAME_SECONDS
-    swing = np.sin(2 * np.pi * (rng.uniform(4.5, 5.8) * time + rng.uniform()))
     jitter = rng.standard_normal(len(f0))
-    wobble = voice.tremor * (swing + 0.6 * jitter)
+    wobble = voice.tremor * (swing + 0.3 * jitter)
     shaped = voice.f0_hz * np.exp(voice.f0_range * excursion + wobble)
     return np.where(voiced, np.clip(shaped, 45.0, 600.0), 0.0)
 
