@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.errors import InvalidArgument
 from runtime.noise import seeded_noise
-from training.checkpoint import ARMS, System, load_pretrained, load_system
+from training.checkpoint import ARMS, STAGES, System, load_pretrained, load_system
 from training.corpus.table import Corpus, Identity
 from training.data import read_portrait
 from training.evaluate.protocol import Pixels
@@ -22,7 +22,7 @@ from training.loop import device_of_training
 from training.prior_shift import prior_shift
 from training.sampler import folded_network, guided_network, sample
 
-STEPS = {"shortcut": (1, 2, 4, 8), "diffusion": (1, 2, 4, 8, 25)}
+ARM_STEPS = {"shortcut": (1, 2, 4, 8), "diffusion": (1, 2, 4, 8, 25)}
 DEFAULT_STEPS = {"shortcut": 4, "diffusion": 8}
 SOLVERS = {"shortcut": "shortcut", "diffusion": "dpmpp_2m"}
 GUIDANCE = 2.0  # where it is free
@@ -41,7 +41,7 @@ class RunPainter:
         limit = len(system.alphas_cumprod)
         if system.arm == "shortcut":
             limit = 2 ** (system.config.shortcut.levels - 1)
-        self.steps = tuple(n for n in STEPS[self.name] if n <= limit)
+        self.steps = tuple(n for n in ARM_STEPS[self.name] if n <= limit)
         self.default_steps = max(n for n in self.steps if n <= DEFAULT_STEPS[self.name])
         self.prior_weight, self.prior_weights = system.prior_weight, system.prior_weights
         self.guidance = GUIDANCE if system.guidance is None else system.guidance
@@ -90,11 +90,11 @@ def run_painters(run: Path) -> list[RunPainter]:
 
 
 def run_identity(run: Path, arm: str) -> str:
-    """sha256 over the checkpoints that an arm paints with: encoders, prior, denoiser, and the slim decoder if any."""
+    """sha256 over the checkpoints that an arm paints with: every finished stage but the other arms' denoisers."""
     digest = hashlib.sha256()
-    for stage in ("pretrain", "prior", arm, "decoder"):
+    for stage in STAGES:
         path = run / f"{stage}.safetensors"
-        if path.exists():
+        if path.exists() and (stage == arm or stage not in ARMS):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
