@@ -33,7 +33,7 @@ def render_card(manifest: Manifest, system: System, options: ExportOptions, pari
     `drift`: mean grey levels between the portraits of the stored weights and of the trained ones.
     """
     parts = [
-        f"# {manifest.name}\n\n{_what(manifest)}",
+        f"# {manifest.name}\n\n{_what(manifest, system)}",
         RESPECT,
         f"## Training data\n\n{system.training_data}",
         _licences(system, options),
@@ -44,17 +44,44 @@ def render_card(manifest: Manifest, system: System, options: ExportOptions, pari
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _what(manifest: Manifest) -> str:
-    latent, image = manifest.latent, manifest.image
+def _what(manifest: Manifest, system: System) -> str:
+    latent, image, condition = manifest.latent, manifest.image, manifest.condition
     tables = ", ".join(str(n) for n in sorted(manifest.step_tables))
+    solvers = ", ".join(dict.fromkeys(table.solver for table in manifest.step_tables.values()))
     return (
         f"Speech in, portrait out: six seconds of 16 kHz speech to a {image.width}×{image.height} portrait, by latent "
         "diffusion conditioned on the voice and centred on a statistical face prior. System: SCLDM, rebuilt from its "
         f"paper; no weights or code of its authors are used. Made by {manifest.generator}.\n\n"
-        f"- latent {latent.channels}×{latent.height}×{latent.width}, condition {manifest.condition.tokens} tokens of "
-        f"{manifest.condition.width}\n"
-        f"- prior: {manifest.prior.mode}, weight {manifest.prior.weight:g}\n"
-        f"- steps: {tables} (default {manifest.default_steps}); guidance {manifest.guidance.default:g}"
+        f"- arm: {system.arm}, {_objective(system)}\n"
+        f"- latent {latent.channels}×{latent.height}×{latent.width}, condition {condition.tokens}×{condition.width}\n"
+        f"- steps: {tables} (default {manifest.default_steps}), solver {solvers}\n"
+        f"- guidance: {_guidance(manifest)}\n"
+        f"- prior: {_prior(manifest)}"
+    )
+
+
+def _objective(system: System) -> str:
+    if system.arm == "shortcut":
+        return (
+            "a rectified flow in few steps: step-size conditioning and self-consistency (Frans et al. 2024), "
+            "started from the diffusion arm"
+        )
+    return f"DDPM, prediction of {'v' if system.prediction == 'v' else 'the noise'}"
+
+
+def _guidance(manifest: Manifest) -> str:
+    guidance = manifest.guidance
+    if guidance.fixed:
+        return f"{guidance.default:g}, folded into the network: one forward per step"
+    return f"{guidance.default:g}, or {guidance.min:g} to {guidance.max:g} by call: two forwards per step"
+
+
+def _prior(manifest: Manifest) -> str:
+    prior = manifest.prior
+    weight = f"weight {prior.weight:g}"
+    weight += ", folded in" if prior.fixed else f", or {prior.min:g} to {prior.max:g} by call"
+    return f"{prior.mode}, {weight}; " + (
+        "in the noise that sampling starts from" if prior.inject == "start" else "at every step"
     )
 
 
@@ -73,7 +100,7 @@ def _making(manifest: Manifest, system: System, options: ExportOptions) -> str:
         [
             _corpus_command(system.training_data),
             f"s2f-train all --config {config['name']} --corpus CORPUS --out RUN_DIR",
-            _export_command(manifest, options),
+            _export_command(manifest, system, options),
         ]
     )
     return (
@@ -92,12 +119,13 @@ def _corpus_command(training_data: str) -> str:
     return f"s2f-train corpus --makehuman MAKEHUMAN --speech SPEECH --out CORPUS{number}{arguments}"
 
 
-def _export_command(manifest: Manifest, options: ExportOptions) -> str:
+def _export_command(manifest: Manifest, system: System, options: ExportOptions) -> str:
     steps = ",".join(str(n) for n in sorted(manifest.step_tables))
+    guidance = "" if manifest.guidance.fixed else f"--guidance {manifest.guidance.default:g} "
     return (
-        f"s2f-export RUN_DIR -o BUNDLE --name {manifest.name} --steps {steps} --default-steps {manifest.default_steps} "
-        f"--solver {options.solver} --store {options.store} --guidance {manifest.guidance.default:g} "
-        f"--licence {shlex.quote(options.licence)}"
+        f"s2f-export RUN_DIR -o BUNDLE --name {manifest.name} --arm {system.arm} --steps {steps} "
+        f"--default-steps {manifest.default_steps} --solver {manifest.table().solver} --store {options.store} "
+        f"{guidance}--licence {shlex.quote(options.licence)}"
     )
 
 
@@ -124,8 +152,8 @@ def _parity_table(parity: ParityReport, drift: float, options: ExportOptions) ->
             "|---|---|---|---|",
             table,
             "",
-            f"Whole chain, {parity.chain_steps} steps: at most {parity.chain_max_levels:g} grey levels "
-            f"({CHAIN_LEVELS:g} allowed), {100 * parity.chain_differing:.2g} % of the values differ.",
+            f"Whole chain, {', '.join(map(str, parity.chain_steps))} steps: at most {parity.chain_max_levels:g} grey "
+            f"levels ({CHAIN_LEVELS:g} allowed), {100 * parity.chain_differing:.2g} % of the values differ.",
             f"Weights stored as {options.store}: the portraits of the same chain move by {drift:.2g} grey levels on "
             "average against the trained float32 weights.",
         ]

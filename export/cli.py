@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.options import STORES, ExportOptions
+from export.options import ARMS, STORES, ExportOptions
 from runtime.bundle import SOLVERS
 from runtime.errors import BackendMissing, InvalidArgument, OutputUnwritable, S2FError
 
@@ -53,19 +53,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder that s2f-train wrote")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="new folder for the bundle")
     parser.add_argument("--name", help="name of the bundle: a-z 0-9 . _ - (default: the configuration's name)")
-    parser.add_argument("--steps", default="4,8,25", help="step counts to make tables for (default: %(default)s)")
     parser.add_argument(
-        "--default-steps", type=int, default=8, help="steps where the caller names none (default: %(default)s)"
+        "--arm", default="auto", choices=("auto", *ARMS), help="which network (default: the few-step one if trained)"
     )
-    parser.add_argument("--solver", default="dpmpp_2m", choices=SOLVERS, help="default: %(default)s")
+    parser.add_argument("--steps", help=f"step counts to make tables for (default: {_by_arm('steps')})")
+    parser.add_argument(
+        "--default-steps", type=int, help=f"steps where a caller names none (default: {_by_arm('default_steps')})"
+    )
+    parser.add_argument("--solver", choices=SOLVERS, help=f"default: {_by_arm('solver')}")
     parser.add_argument(
         "--store", default="float16", choices=STORES, help="weights in the files (default: %(default)s)"
     )
-    parser.add_argument("--guidance", type=float, default=2.0, help="default guidance scale (default: %(default)s)")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help=f"default guidance scale (default: {ARMS['diffusion'].guidance:g}); the shortcut arm's is folded in",
+    )
     parser.add_argument("--licence", default="Apache-2.0", help="licence of the weights (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is being done")
     return parser
+
+
+def _by_arm(option: str) -> str:
+    values = {arm: getattr(sampling, option) for arm, sampling in ARMS.items()}
+    shown = {arm: ",".join(map(str, value)) if isinstance(value, tuple) else value for arm, value in values.items()}
+    return ", ".join(f"{value} for the {arm} arm" for arm, value in shown.items())
 
 
 def _export(arguments: argparse.Namespace) -> Exported:
@@ -80,7 +93,8 @@ def _export(arguments: argparse.Namespace) -> Exported:
 
     options = ExportOptions(
         name=arguments.name,
-        steps=_steps(arguments.steps),
+        arm=arguments.arm,
+        steps=None if arguments.steps is None else _steps(arguments.steps),
         default_steps=arguments.default_steps,
         solver=arguments.solver,
         store=arguments.store,
@@ -107,5 +121,6 @@ def _summary(exported: Exported) -> str:
         lines.append(
             f"  {stage.file:13} {stage.size / 1e6:8.2f} MB   parity {row.max_abs:.2g}{unit} over {row.cases} cases"
         )
-    lines.append(f"  whole chain, {parity.chain_steps} steps: at most {parity.chain_max_levels:g} levels from torch")
+    steps = ", ".join(str(n) for n in parity.chain_steps)
+    lines.append(f"  whole chain, {steps} steps: at most {parity.chain_max_levels:g} levels from torch")
     return "\n".join(lines) + "\n"

@@ -1,7 +1,9 @@
 """Does every graph compute what training computes? ONNX Runtime against the trained modules, on seeded inputs.
 
 The reference is training's own code: its modules (own attention, own time embedding), its prior shift, its sampling
-loop. Nothing of the export wrappers is in it, so that a mistake in a wrapper cannot hide in both sides.
+loop. Nothing of the export wrappers is in it, so that a mistake in a wrapper cannot hide in both sides; but the
+condition, which training does not know in the form the graphs hand on, is held against its wrapper. Whether it is right
+shows in the steps, which start from the encoder graph's condition where training starts from the same speech.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.modules import StepRows
+from export.modules import EncoderGraph, StepRows
 from runtime.bundle import SAMPLE_RATE, SAMPLES
 from runtime.errors import BackendFailed, ParityFailed
 from training.checkpoint import System
 from training.prior_shift import prior_shift
-from training.sampler import sample
+from training.sampler import Network, folded_network, guided_network, sample
 from training.sampling import StepTable
 
 Array = NDArray[Any]
@@ -32,6 +34,8 @@ TOLERANCE = 1e-4
 LEVELS = 1.0
 CHAIN_LEVELS = 2.0
 CHAIN_BATCH = 3
+CHAIN_MOST_STEPS = 8
+GUIDANCES = (0.0, 1.0, 2.0, 5.0)  # where it is free
 CHAIN_GUIDANCE = 2.0
 
 
@@ -47,10 +51,11 @@ class StageParity:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Every graph, then the whole chain: the largest difference in grey levels and the share of pixels that differ."""
+    """Every graph, then the whole chain with each of these numbers of steps: the largest difference in grey levels and
+    the largest share of values that differ."""
 
     stages: tuple[StageParity, ...]
-    chain_steps: int
+    chain_steps: tuple[int, ...]
     chain_max_levels: float
     chain_differing: float
 
@@ -60,11 +65,20 @@ def check_parity(system: System, rows: StepRows, graphs: Mapping[str, bytes]) ->
     sessions = {stage: _session(stage, data) for stage, data in graphs.items()}
     stages = []
     with torch.no_grad():
-        for stage, cases in (("encoder", _encoder_cases), ("unet", _step_cases), ("decoder", _decoder_cases)):
-            stages.append(_check_stage(stage, sessions[stage], cases(system, rows)))
-        steps = min(rows.tables)
-        levels, differing = _check_chain(system, rows, sessions, steps)
-    return ParityReport(tuple(stages), steps, levels, differing)
+        for stage, cases in (
+            ("encoder", _encoder_cases(system)),
+            ("unet", _step_cases(system, rows, sessions["encoder"])),
+            ("decoder", _decoder_cases(system)),
+        ):
+            stages.append(_check_stage(stage, sessions[stage], cases))
+        counts, weights = chain_steps(rows), dict.fromkeys(system.prior_weights)
+        chains = [_check_chain(system, rows, sessions, (steps, w)) for steps in counts for w in weights]
+    return ParityReport(tuple(stages), counts, max(c[0] for c in chains), max(c[1] for c in chains))
+
+
+def chain_steps(rows: StepRows) -> tuple[int, ...]:
+    """The numbers of steps the whole chain is compared with: those up to eight, or the fewest there are."""
+    return tuple(n for n in rows.tables if n <= CHAIN_MOST_STEPS) or (min(rows.tables),)
 
 
 @dataclass(frozen=True)
@@ -78,8 +92,9 @@ class _Case:
 def _check_stage(stage: str, session: Any, cases: Iterator[_Case]) -> StageParity:
     worst, loosest, count = 0.0, 0.0, 0
     for case in cases:
-        outputs = session.run(None, case.feeds)
-        difference = max(_difference(a, b.numpy()) for a, b in zip(outputs, case.expected, strict=True))
+        outputs = _run(session, case.feeds)  # the latent alone where steps do not look back
+        expected = case.expected[: len(outputs)]
+        difference = max(_difference(a, b.numpy()) for a, b in zip(outputs, expected, strict=True))
         if not difference <= case.tolerance:  # also true for NaN
             raise ParityFailed(
                 f"{stage}: case {case.label} differs from torch by {difference:.3g}, {case.tolerance:.3g} is allowed; "
@@ -122,38 +137,57 @@ def speech_like(seed: int, batch: int) -> Array:
     return np.stack(clips).astype(np.float32)
 
 
-def _encoder_cases(system: System, rows: StepRows) -> Iterator[_Case]:
+def _encoder_cases(system: System) -> Iterator[_Case]:
+    encoder = EncoderGraph(system).eval()
     for seed in range(CASES):
         pcm = speech_like(seed, _batch(seed))
-        yield _Case(f"seed {seed}", {"pcm": pcm}, (_condition(system, _embedding(system, pcm)),), TOLERANCE)
+        yield _Case(f"seed {seed}", {"pcm": pcm}, (encoder(torch.from_numpy(pcm)),), TOLERANCE)
 
 
-def _step_cases(system: System, rows: StepRows) -> Iterator[_Case]:
-    voices = _embedding(system, speech_like(1000, 4))
+def _step_cases(system: System, rows: StepRows, encoder: Any) -> Iterator[_Case]:
+    """First and last step of every table, then steps spread over all of them; options in turn."""
+    speech = speech_like(1000, 4)
+    voices, (conditions,) = _embedding(system, speech), encoder.run(None, {"pcm": speech})
     places = [(n, i) for n, table in rows.tables.items() for i in range(len(table))]
-    first_and_last = [(n, i) for n in rows.tables for i in dict.fromkeys((0, n - 1))]
     spread = [places[k] for k in np.linspace(0, len(places) - 1, CASES).astype(int)]
-    for seed, (steps, index) in enumerate([*first_and_last, *spread]):
-        table, batch, guidance = rows.tables[steps], _batch(seed), (0.0, 1.0, 2.0, 5.0)[seed % 4]
-        embedding = voices.roll(seed, dims=0)[:batch]
+    weights = system.prior_weights
+    first_and_last = [(n, i) for n in rows.tables for i in dict.fromkeys((0, n - 1))]
+    at_both_ends = [(n, 0) for n in rows.tables] if weights[0] < weights[1] else []
+    for seed, (steps, index) in enumerate([*first_and_last, *at_both_ends, *spread]):
+        table, batch = rows.tables[steps], _batch(seed)
+        guidance = GUIDANCES[seed % 4] if system.guidance is None else system.guidance
+        weight = weights[seed // len(first_and_last) % 2]
+        who = [(k + seed) % len(voices) for k in range(batch)]
         x = _noise(system, 1000 + seed, batch)
-        before, after = reference_step(system, embedding, x, table, index, guidance=guidance)
+        before, after = reference_step(system, voices[who], x, table, index, guidance=guidance, weight=weight)
         feeds = {
             "latent": before[0].numpy(),
             "history": before[1].numpy(),
-            "condition": _condition(system, embedding).numpy(),
+            "condition": conditions[who],
             "step": np.array([rows.first_row[steps] + index], np.int64),
-            "guidance": np.array([guidance], np.float32),
+            **_options(guidance, weight),
         }
-        # x0 = P·x + Q·net: where the prediction is divided by a small alpha, so is its rounding. |Q| < 1 for v.
+        # x0 = P·x + Q·net: where the prediction is divided by a small alpha, so is its rounding. |Q| <= 1 for v.
         scale = max(1.0, float(abs(table.Q[index])))
-        yield _Case(f"seed {seed}, step {index} of {steps}, guidance {guidance:g}", feeds, after, TOLERANCE * scale)
+        label = f"seed {seed}, step {index} of {steps}, guidance {guidance:g}, prior weight {weight:g}"
+        yield _Case(label, feeds, after, TOLERANCE * scale)
 
 
-def _decoder_cases(system: System, rows: StepRows) -> Iterator[_Case]:
+def _options(guidance: float, weight: float) -> Feeds:
+    return {"guidance": np.array([guidance], np.float32), "prior_weight": np.array([weight], np.float32)}
+
+
+def _run(session: Any, feeds: Feeds) -> list[Array]:
+    """The outputs for those of the feeds the graph has an input for."""
+    names = [value.name for value in session.get_inputs()]
+    outputs: list[Array] = session.run(None, {name: feeds[name] for name in names})
+    return outputs
+
+
+def _decoder_cases(system: System) -> Iterator[_Case]:
     for seed in range(CASES):
         x = _noise(system, 2000 + seed, _batch(seed)) * (0.5 + seed / CASES)
-        yield _Case(f"seed {seed}", {"latent": _shifted(system, x).numpy()}, (reference_image(system, x),), LEVELS)
+        yield _Case(f"seed {seed}", {"latent": _carried(system, x).numpy()}, (reference_image(system, x),), LEVELS)
 
 
 def _batch(seed: int) -> int:
@@ -170,38 +204,43 @@ def _embedding(system: System, pcm: Array) -> Tensor:
     return embedding
 
 
-def _condition(system: System, embedding: Tensor) -> Tensor:
-    return system.denoiser.tokens(embedding)
-
-
-def reference_sample(system: System, embedding: Tensor, noise: Tensor, table: StepTable, guidance: float) -> Tensor:
-    """x float32 [batch, C, h, w] after the rows of `table`, without the prior: training's sampler."""
+def reference_network(system: System, embedding: Tensor, guidance: float) -> Network:
+    """The arm's network as training samples it."""
+    if system.arm == "shortcut":
+        return folded_network(system.denoiser, embedding)
     shift = prior_shift(system.prior_mode, system.prior_weight, system.prior)
-    clip = system.config.diffusion.latent_clip
-    return sample(system.denoiser, embedding, noise, table, shift, guidance=guidance, clip=clip)
+    return guided_network(system.denoiser, embedding, shift, guidance)
+
+
+def reference_source(system: System, noise: Tensor, weight: float) -> Tensor:
+    """What sampling starts from: the noise, which holds the prior in the shortcut arm."""
+    return noise + weight * system.prior if system.arm == "shortcut" else noise
 
 
 def reference_step(
-    system: System, embedding: Tensor, x: Tensor, table: StepTable, index: int, *, guidance: float
+    system: System, embedding: Tensor, x: Tensor, table: StepTable, index: int, *, guidance: float, weight: float
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """One step of training's sampler, seen from outside: (x', x0 of the step before), (x'_next, x0).
+    """One step of training's sampler as the graph sees it: (latent, history) before it, and after it.
 
-    The sampler starts at x, one step earlier, so that the history is a real one; at index 0 x' is x, the pure noise.
+    The sampler starts at x, one step earlier, so that the history is a real one; at index 0 x is the pure noise.
     """
+    network = reference_network(system, embedding, guidance)
+    start = reference_source(system, x, weight) if index == 0 else x
 
     def run(rows: StepTable) -> Tensor:
-        return reference_sample(system, embedding, x, rows, guidance)
+        return sample(network, start, rows, system.config.diffusion.latent_clip)
 
     before = x, torch.zeros_like(x)
     if index > 0:
         earlier = _rows(table, index - 1, index)
-        before = _shifted(system, run(earlier)), run(_until_denoised(earlier))
+        before = _carried(system, run(earlier)), run(_until_denoised(earlier))
     both = _rows(table, max(index - 1, 0), index + 1)
-    return before, (_shifted(system, run(both)), run(_until_denoised(both)))
+    return before, (_carried(system, run(both)), run(_until_denoised(both)))
 
 
 def _rows(table: StepTable, start: int, stop: int) -> StepTable:
-    return StepTable(table.solver, *(getattr(table, name)[start:stop] for name in ("timesteps", *"PQABC")))
+    columns = {f.name: getattr(table, f.name)[start:stop] for f in dataclasses.fields(table) if f.name != "solver"}
+    return dataclasses.replace(table, **columns)
 
 
 def _until_denoised(table: StepTable) -> StepTable:
@@ -212,7 +251,10 @@ def _until_denoised(table: StepTable) -> StepTable:
     return dataclasses.replace(table, **last)
 
 
-def _shifted(system: System, x: Tensor) -> Tensor:
+def _carried(system: System, x: Tensor) -> Tensor:
+    """x as it goes from step to step: shifted by the prior where every step works on shifted latents."""
+    if system.arm == "shortcut":
+        return x
     scale, offset = prior_shift(system.prior_mode, system.prior_weight, system.prior)
     return scale * x + offset
 
@@ -228,35 +270,42 @@ def _start(system: System) -> tuple[Array, Tensor]:
     return speech_like(3000, CHAIN_BATCH), _noise(system, 3000, CHAIN_BATCH)
 
 
-def _check_chain(system: System, rows: StepRows, sessions: Mapping[str, Any], steps: int) -> tuple[float, float]:
-    """The largest difference in grey levels and the share of values that differ. Raises ParityFailed."""
-    ours, theirs = _chain_onnx(system, rows, sessions, steps), chain_reference(system, rows, steps)
+def _check_chain(
+    system: System, rows: StepRows, sessions: Mapping[str, Any], chain: tuple[int, float]
+) -> tuple[float, float]:
+    """The largest difference in grey levels and the share of values that differ. Raises ParityFailed.
+
+    `chain`: number of steps and prior weight.
+    """
+    ours, theirs = _chain_onnx(system, rows, sessions, chain), chain_reference(system, rows, *chain)
     levels = _difference(ours, theirs)
     if not levels <= CHAIN_LEVELS:
         raise ParityFailed(
-            f"whole chain of {steps} steps: portraits differ from torch by {levels:g} grey levels, "
-            f"{CHAIN_LEVELS:g} are allowed, though every graph is within its own limit; the bundle was not written. "
-            "Small differences grow from step to step: look for exploding latents in the run's samples."
+            f"whole chain of {chain[0]} steps, prior weight {chain[1]:g}: portraits differ from torch by {levels:g} "
+            f"grey levels, {CHAIN_LEVELS:g} are allowed, though every graph is within its own limit; the bundle was "
+            "not written. Small differences grow from step to step: look for exploding latents in the run's samples."
         )
     return levels, float((ours != theirs).mean())
 
 
-def _chain_onnx(system: System, rows: StepRows, sessions: Mapping[str, Any], steps: int) -> Array:
+def _chain_onnx(system: System, rows: StepRows, sessions: Mapping[str, Any], chain: tuple[int, float]) -> Array:
+    steps, weight = chain
     pcm, noise = _start(system)
     (condition,) = sessions["encoder"].run(None, {"pcm": pcm})
     latent, history = noise.numpy(), np.zeros(noise.shape, np.float32)
-    guidance = np.array([CHAIN_GUIDANCE], np.float32)
     for index in range(steps):
-        feeds = {"latent": latent, "history": history, "condition": condition, "guidance": guidance}
+        feeds = {"latent": latent, "history": history, "condition": condition, **_options(CHAIN_GUIDANCE, weight)}
         feeds["step"] = np.array([rows.first_row[steps] + index], np.int64)
-        latent, history = sessions["unet"].run(None, feeds)
+        latent, history = (*_run(sessions["unet"], feeds), history)[:2]
     (image,) = sessions["decoder"].run(None, {"latent": latent})
     return np.asarray(image)
 
 
-def chain_reference(system: System, rows: StepRows, steps: int) -> Array:
+def chain_reference(system: System, rows: StepRows, steps: int, weight: float) -> Array:
     """Portraits uint8 [3, H, W, 3] of the seeded parity chain, as training draws its previews."""
     pcm, noise = _start(system)
     with torch.no_grad():
-        x = reference_sample(system, _embedding(system, pcm), noise, rows.tables[steps], CHAIN_GUIDANCE)
+        network = reference_network(system, _embedding(system, pcm), CHAIN_GUIDANCE)
+        source = reference_source(system, noise, weight)
+        x = sample(network, source, rows.tables[steps], system.config.diffusion.latent_clip)
         return np.asarray(reference_image(system, x).numpy())

@@ -102,8 +102,9 @@ def _keeps_entries(
     kind = node.op_type
     if kind in PER_ENTRY:  # a Resize to explicit sizes would name the batch
         return all(name in weights for name in rest) and not (kind == "Resize" and len(node.input) > 3)
-    if kind in ("Concat", "Softmax", "LogSoftmax"):
-        return all(name in halves for name in rest) and _axis(node) % len(shapes[node.input[0]]) > 0
+    if kind in ("Concat", "Split", "Softmax", "LogSoftmax"):
+        others = weights if kind == "Split" else halves
+        return all(name in others for name in rest) and _axis(node) % len(shapes[node.input[0]]) > 0
     if kind == "Transpose":
         return bool(next(a.ints[0] for a in node.attribute if a.name == "perm") == 0)
     # Row-major: the halves of a Reshape stay apart if its leading axis is even.

@@ -142,7 +142,7 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ConditionSpec:
-    """Shape of the condition the cross-attention reads: [tokens, width]."""
+    """Shape of the condition, all that a step knows of the voice: [tokens, width]."""
 
     tokens: int
     width: int
@@ -151,7 +151,7 @@ class ConditionSpec:
     def from_json(cls, value: object, path: str) -> ConditionSpec:
         """Read {tokens, width}."""
         fields = Fields(value, path, key_names(cls))
-        return cls(fields.integer("tokens", 1, 4096), fields.integer("width", 1, 16384))
+        return cls(fields.integer("tokens", 1, 4096), fields.integer("width", 1, 1 << 18))
 
 
 @dataclasses.dataclass(frozen=True)

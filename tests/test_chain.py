@@ -20,10 +20,10 @@ def run(*command):
     return subprocess.run([sys.executable, "-m", *map(str, command)], capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def bundle(trained, tmp_path_factory):
+@pytest.fixture(scope="module", params=["auto", "diffusion"])
+def bundle(trained, tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("exported") / "tiny"
-    result = run("export", trained, "-o", folder)
+    result = run("export", trained, "-o", folder, "--arm", request.param)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -48,6 +48,9 @@ def test_exported_bundle_says_what_it_is(bundle):
     assert "CC0" in card
     assert "Apache-2.0 for the weights" in read.manifest.licence
     assert "feature loss used in pre-training: laplacian-pyramid" in card, "where the config asks for the pyramid"
+    few = "shortcut" in {table.solver for table in read.manifest.step_tables.values()}
+    assert few == read.manifest.guidance.fixed == (not read.manifest.history)
+    assert f"- arm: {'shortcut' if few else 'diffusion'}, " in card
     assert run("runtime", "verify", bundle).returncode == 0
 
 

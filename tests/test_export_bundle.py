@@ -12,10 +12,19 @@ import torch
 
 import runtime
 from export import cli, pipeline, writer
-from export.options import ExportOptions
-from export.parity import reference_image, reference_sample, speech_like
+from export.options import ARMS, ExportOptions, Sampling
+from export.parity import reference_image, reference_network, speech_like
 from export.pipeline import Exported, export_run, export_system, round_weights
-from runtime.bundle import MANIFEST, STAGES, manifest_to_json, parse_manifest, read_bundle
+from runtime.audio import load_speech
+from runtime.bundle import (
+    MANIFEST,
+    STAGES,
+    GuidanceSpec,
+    PriorSpec,
+    manifest_to_json,
+    parse_manifest,
+    read_bundle,
+)
 from runtime.errors import (
     BackendMissing,
     BundleTampered,
@@ -24,18 +33,25 @@ from runtime.errors import (
     OutputUnwritable,
 )
 from runtime.noise import seeded_noise
-from tests.toy_system import CHANNELS, SIZE, TOKENS, WIDTH, toy_system
+from tests.toy_system import CHANNELS, SIZE, TOKENS, toy_system
+from training.checkpoint import ARMS as TRAINED_ARMS
 from training.corpus.build import STATEMENT
 from training.corpus.licences import licences_of
 from training.corpus.voices import Speaker
-from training.sampling import step_table
+from training.sampler import sample
 
 OPTIONS = ExportOptions(steps=(2, 4), default_steps=4)
+LATENT_CLIP = 4.0  # the configurations' default
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Exported:
     return export_system(toy_system(), tmp_path_factory.mktemp("export") / "toy", OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def shortcut(tmp_path_factory) -> Exported:
+    return export_system(toy_system(arm="shortcut"), tmp_path_factory.mktemp("export") / "leaping", ExportOptions())
 
 
 def test_runtime_reads_what_export_wrote(exported):
@@ -53,22 +69,79 @@ def test_runtime_generates_from_it(exported):
     pcm = speech_like(4, 1)[0]
     with runtime.load(exported.path, device="cpu", threads=1) as pipe:
         portrait = pipe.generate((pcm, 16000), steps=4, seed=11, guidance=1.5)
-    system = round_weights(toy_system())
-    table = step_table(system.alphas_cumprod, 4, "dpmpp_2m", "v")
-    with torch.no_grad():
-        embedding = system.speech_encoder(torch.from_numpy(pcm[None]))
-        noise = torch.from_numpy(seeded_noise(11, (CHANNELS, SIZE, SIZE)))[None]
-        x = reference_sample(system, embedding, noise, table, 1.5)
-        expected = reference_image(system, x)[0].numpy()
+    expected = drawn_by_training(round_weights(toy_system()), pcm, steps=4, solver="dpmpp_2m", guidance=1.5, weight=0)
     assert portrait.image.dtype == np.uint8
     assert np.abs(portrait.image.astype(int) - expected.astype(int)).max() <= 1
+
+
+def drawn_by_training(system, pcm, *, steps, solver, guidance, weight):
+    """The portrait uint8 [H, W, 3] of seed 11 as training samples it; `weight`: of the prior in the source."""
+    window = load_speech((pcm, 16000))
+    with torch.no_grad():
+        network = reference_network(system, system.speech_encoder(torch.from_numpy(window[None])), guidance)
+        noise = torch.from_numpy(seeded_noise(11, (CHANNELS, SIZE, SIZE)))[None]
+        x = sample(network, noise + weight * system.prior, system.table(steps, solver), LATENT_CLIP)
+        return reference_image(system, x)[0].numpy()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.9])
+def test_runtime_generates_from_the_shortcut_arm(shortcut, weight):
+    pcm = speech_like(5, 1)[0]
+    with runtime.load(shortcut.path, device="cpu", threads=1) as pipe:
+        portrait = pipe.generate((pcm, 16000), steps=4, seed=11, prior_weight=weight)
+        with pytest.raises(InvalidArgument, match="folds guidance 2 into its graphs"):
+            pipe.generate((pcm, 16000), guidance=1.0)
+    system = round_weights(toy_system(arm="shortcut"))
+    expected = drawn_by_training(system, pcm, steps=4, solver="shortcut", guidance=2.0, weight=weight)
+    assert np.abs(portrait.image.astype(int) - expected.astype(int)).max() <= 1
+    assert (portrait.guidance, portrait.prior_weight) == (2.0, weight)
+
+
+def test_manifest_describes_the_shortcut_arm(shortcut):
+    manifest = shortcut.manifest
+    assert manifest.prior == PriorSpec("add", 0.3, 0.0, 0.9, "start")
+    assert manifest.guidance == GuidanceSpec(2.0, 2.0, 2.0)
+    assert {n: table.solver for n, table in manifest.step_tables.items()} == dict.fromkeys((1, 2, 4, 8), "shortcut")
+    assert manifest.default_steps == 4
+    tensors = manifest.stages["unet"]
+    assert [t.name for t in tensors.inputs] == ["latent", "condition", "step", "prior_weight"]
+    assert [t.name for t in tensors.outputs] == ["latent_next"]
+    assert read_bundle(shortcut.path).manifest == manifest
+
+
+def test_card_of_the_shortcut_arm(shortcut):
+    text = (shortcut.path / "MODEL_CARD.md").read_text("utf-8")
+    for words in (
+        "- arm: shortcut, a rectified flow in few steps",
+        "- guidance: 2, folded into the network",
+        "- prior: add, weight 0.3, or 0 to 0.9 by call; in the noise that sampling starts from",
+        "--arm shortcut --steps 1,2,4,8 --default-steps 4 --solver shortcut --store float16 --licence",
+        "Whole chain, 1, 2, 4, 8 steps",
+    ):
+        assert words in text
+
+
+def test_a_fixed_prior_weight_is_folded_in(tmp_path):
+    system = toy_system(arm="shortcut", weights=(0.3, 0.3))
+    result = export_system(system, tmp_path / "b", ExportOptions(steps=(1, 2)))
+    assert result.manifest.prior == PriorSpec("add", 0.3, 0.3, 0.3, "start")
+    assert [t.name for t in result.manifest.stages["unet"].inputs] == ["latent", "condition", "step"]
+    assert result.manifest.default_steps == 2
+    with runtime.load(result.path, device="cpu", threads=1) as pipe:
+        image = pipe.generate((speech_like(5, 1)[0], 16000), steps=2, seed=11).image
+    expected = drawn_by_training(
+        round_weights(system), speech_like(5, 1)[0], steps=2, solver="shortcut", guidance=2.0, weight=0.3
+    )
+    assert np.abs(image.astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_manifest_describes_the_system(exported):
     manifest = exported.manifest
     assert (manifest.latent.channels, manifest.latent.height, manifest.image.width) == (CHANNELS, SIZE, 4 * SIZE)
-    assert (manifest.condition.tokens, manifest.condition.width) == (TOKENS, WIDTH)
-    assert (manifest.prior.mode, manifest.prior.weight) == ("add", 0.3)
+    assert manifest.condition.tokens == TOKENS
+    assert manifest.prior == PriorSpec("add", 0.3, 0.3, 0.3, "every")
+    assert manifest.guidance == GuidanceSpec(2.0, 0.0, 10.0)
+    assert [t.name for t in manifest.stages["unet"].inputs] == ["latent", "history", "condition", "step", "guidance"]
     assert {n: (t.first_row, t.timesteps) for n, t in manifest.step_tables.items()} == {
         2: (0, (999.0, 499.0)),
         4: (2, (999.0, 749.0, 499.0, 249.0)),
@@ -143,8 +216,8 @@ def test_model_card_gives_every_command(exported):
     assert commands.strip().splitlines() == [
         "s2f-train corpus --makehuman MAKEHUMAN --speech SPEECH --out CORPUS --identities 7 --seed 3 --size 32",
         "s2f-train all --config toy --corpus CORPUS --out RUN_DIR",
-        "s2f-export RUN_DIR -o BUNDLE --name toy --steps 2,4 --default-steps 4 --solver dpmpp_2m --store float16 "
-        "--guidance 2 --licence Apache-2.0",
+        "s2f-export RUN_DIR -o BUNDLE --name toy --arm diffusion --steps 2,4 --default-steps 4 --solver dpmpp_2m "
+        "--store float16 --guidance 2 --licence Apache-2.0",
     ]
 
 
@@ -214,7 +287,8 @@ def test_a_failing_disk_leaves_the_old_bundle(exported, tmp_path, monkeypatch):
     [
         {"steps": ()},
         {"steps": (0, 8)},
-        {"default_steps": 5},
+        {"default_steps": 5, "steps": (4, 8)},
+        {"arm": "both"},
         {"solver": "euler"},
         {"store": "int8"},
         {"guidance": -1.0},
@@ -227,6 +301,35 @@ def test_a_failing_disk_leaves_the_old_bundle(exported, tmp_path, monkeypatch):
 def test_bad_options_are_refused(values):
     with pytest.raises(InvalidArgument, match=next(iter(values))):
         ExportOptions(**values)
+
+
+@pytest.mark.parametrize(
+    ("arm", "values", "option"),
+    [
+        ("diffusion", {"arm": "shortcut"}, "arm"),
+        ("shortcut", {"arm": "diffusion"}, "arm"),
+        ("diffusion", {"default_steps": 5}, "default_steps"),
+        ("diffusion", {"steps": (4, 1001)}, "steps"),
+        ("diffusion", {"solver": "shortcut"}, "solver"),
+        ("shortcut", {"solver": "ddim"}, "solver"),
+        ("shortcut", {"guidance": 3.0}, "guidance"),
+        ("shortcut", {"steps": (1, 16)}, "steps"),
+        ("shortcut", {"steps": (1, 3)}, "steps"),
+    ],
+)
+def test_options_that_do_not_fit_the_system(tmp_path, arm, values, option):
+    with pytest.raises(InvalidArgument, match=rf"option {option} "):
+        export_system(toy_system(arm=arm), tmp_path / "b", ExportOptions(**values))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_arm_of_training_has_its_defaults():
+    assert set(ARMS) == set(TRAINED_ARMS)
+    options = ExportOptions()
+    assert options.sampling("shortcut", folded_guidance=1.5, most_steps=4) == Sampling((1, 2, 4), 4, "shortcut", 1.5)
+    assert options.sampling("diffusion", folded_guidance=None, most_steps=1000).default_steps == 8
+    one = ExportOptions(steps=(16, 1), guidance=1.5).sampling("shortcut", folded_guidance=1.5, most_steps=16)
+    assert (one.default_steps, one.guidance) == (1, 1.5)
 
 
 def test_a_run_without_checkpoints_is_refused(tmp_path):
@@ -242,11 +345,11 @@ def test_command_line_reports_errors_by_code(tmp_path, capsys):
 
 
 def test_command_line_writes_a_bundle(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pipeline, "load_system", lambda run: toy_system())
-    arguments = [str(tmp_path), "-o", str(tmp_path / "b"), "--name", "mine", "--steps", "2", "--default-steps", "2"]
+    monkeypatch.setattr(pipeline, "load_system", lambda run, arm: toy_system())
+    arguments = [str(tmp_path), "-o", str(tmp_path / "b"), "--name", "mine", "--steps", "2"]
     assert cli.main([*arguments, "--licence", "CC-BY-NC-4.0"]) == 0
     manifest = read_bundle(tmp_path / "b").manifest
-    assert manifest.name == "mine"
+    assert (manifest.name, manifest.default_steps) == ("mine", 2)
     assert manifest.licence.startswith("CC-BY-NC-4.0 for the weights; sources: Numbers")
     assert "parity" in capsys.readouterr().out
 
@@ -269,7 +372,7 @@ def test_help_needs_no_torch():
 
 
 def test_interruption_has_its_own_status(tmp_path, monkeypatch, capsys):
-    def interrupted(run):
+    def interrupted(run, arm):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "load_system", interrupted)
@@ -283,7 +386,7 @@ def test_a_target_that_cannot_be_looked_into(tmp_path, capsys):
 
 
 def test_a_failing_disk_has_a_code_wherever_it_fails(tmp_path, monkeypatch, capsys):
-    def full(run):
+    def full(run, arm):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pipeline, "load_system", full)

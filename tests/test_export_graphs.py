@@ -12,39 +12,46 @@ from torch import nn
 from export import simplify
 from export.batch import NotMergeableError, merge_batches
 from export.graphs import Signature, example_inputs, export_graph
-from export.modules import DecoderGraph, EncoderGraph, StepGraph, StepRows
+from export.lean import PixelShuffle
+from export.modules import DecoderGraph, EncoderGraph, step_graph
 from export.sharing import share_guidance
-from runtime.bundle import ConditionSpec, ImageSpec, LatentSpec, TensorSpec, stage_tensors
+from runtime.bundle import TensorSpec
 from runtime.errors import BackendFailed
-from tests.toy_system import CHANNELS, SIZE, TOKENS, WIDTH, toy_system
-from training.sampling import step_table
+from tests.toy_system import CHANNELS, SIZE, toy_rows, toy_system, toy_tensors
 
-TENSORS = stage_tensors(LatentSpec(CHANNELS, SIZE, SIZE), ImageSpec(4 * SIZE, 4 * SIZE), ConditionSpec(TOKENS, WIDTH))
 STANDARD = ("", "ai.onnx")
+ARMS = ("diffusion", "shortcut")
 
 
-def modules(system, steps=(2, 4)):
-    tables = {n: step_table(system.alphas_cumprod, n, "dpmpp_2m", system.prediction) for n in steps}
-    return {
-        "encoder": EncoderGraph(system),
-        "unet": StepGraph(system, StepRows.of(tables)),
-        "decoder": DecoderGraph(system),
-    }
+def modules(system, rows):
+    return {"encoder": EncoderGraph(system), "unet": step_graph(system, rows), "decoder": DecoderGraph(system)}
 
 
-def export(stage, module, *, float16=False):
-    return export_graph(module, Signature(stage, *TENSORS[stage]), float16=float16, producer="s2f-edge test")
+def export(system, stage, *, float16=False):
+    rows = toy_rows(system)
+    signature = Signature(stage, *toy_tensors(system, rows)[stage])
+    return export_graph(modules(system, rows)[stage], signature, float16=float16, producer="s2f-edge test")
+
+
+def export_all(system):
+    return {stage: export(system, stage) for stage in ("encoder", "unet", "decoder")}
+
+
+@pytest.fixture(scope="module", params=ARMS)
+def arm(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def graphs():
-    return {stage: export(stage, module) for stage, module in modules(toy_system()).items()}
+def graphs(arm):
+    return export_all(toy_system(arm=arm))
 
 
 @pytest.mark.parametrize("stage", ["encoder", "unet", "decoder"])
-def test_graph_keeps_the_contract(graphs, stage):
+def test_graph_keeps_the_contract(graphs, arm, stage):
     model = onnx.load_from_string(graphs[stage])
-    inputs, outputs = TENSORS[stage]
+    system = toy_system(arm=arm)
+    inputs, outputs = toy_tensors(system, toy_rows(system))[stage]
     for values, specs in ((model.graph.input, inputs), (model.graph.output, outputs)):
         assert [_spec(v) for v in values] == list(specs)
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 17)]
@@ -68,9 +75,8 @@ def test_files_say_nothing_about_this_machine(graphs, stage):
     assert b"site-packages" not in graphs[stage]
 
 
-def test_same_weights_give_the_same_bytes(graphs):
-    again = {stage: export(stage, module) for stage, module in modules(toy_system()).items()}
-    assert again == graphs
+def test_same_weights_give_the_same_bytes(graphs, arm):
+    assert export_all(toy_system(arm=arm)) == graphs
 
 
 def test_no_shape_arithmetic_is_left_but_one_batch_size(graphs):
@@ -81,15 +87,36 @@ def test_no_shape_arithmetic_is_left_but_one_batch_size(graphs):
         assert "Identity" not in operators
 
 
-def test_time_embedding_became_tables(graphs):
-    names = [t.name for t in onnx.load_from_string(graphs["unet"]).graph.initializer]
-    assert any("time_emb_proj.table" in name for name in names)
-    assert not any("time_embedding" in name for name in names)
+def test_time_and_step_size_became_one_table(graphs):
+    graph = onnx.load_from_string(graphs["unet"]).graph
+    names = [t.name for t in graph.initializer]
+    assert not any(part in name for name in names for part in ("time_emb", "class_emb"))
+    assert [node.op_type for node in graph.node if "step" in node.input] == ["Gather"]
+
+
+def test_the_shortcut_arm_computes_nothing_twice():
+    """One forward per step, and nothing for the history, the guidance or a scale of one."""
+    both = [onnx.load_from_string(export(toy_system(arm=arm), "unet")).graph for arm in ARMS]
+    diffusion, shortcut = ([node.op_type for node in graph.node] for graph in both)
+    assert len(shortcut) < len(diffusion)
+    assert "Expand" not in shortcut
+    assert shortcut.count("Conv") == diffusion.count("Conv")
+
+
+def test_what_is_fixed_leaves_no_nodes():
+    system = toy_system(arm="shortcut", weights=(0.3, 0.3))
+    free, fixed, none = (
+        onnx.load_from_string(export(one, "unet")).graph
+        for one in (toy_system(arm="shortcut"), system, toy_system(arm="shortcut", weight=0.0, weights=(0.0, 0.0)))
+    )
+    assert [len(free.node) - len(graph.node) for graph in (fixed, none)] == [1, 3]
+    assert "prior_weight" not in [value.name for value in fixed.input]
+    assert not any(t.name == "prior" for t in none.initializer)
 
 
 @pytest.mark.parametrize("attention_first", [False, True])
 def test_guidance_shares_the_first_layers(attention_first):
-    data = export("unet", modules(toy_system(attention_first=attention_first))["unet"])
+    data = export(toy_system(attention_first=attention_first), "unet")
     nodes = onnx.load_from_string(data).graph.node
     shared = {n.op_type for n in nodes if any(name.endswith("_once") for name in n.output)}
     assert {"Conv", "InstanceNormalization"} <= shared
@@ -101,12 +128,18 @@ def test_float16_files_are_smaller_and_lose_nothing_representable():
     with torch.no_grad():
         for parameter in system.face_decoder.parameters():
             parameter.copy_(parameter.half().float())
-    module = modules(system)["decoder"]
-    wide, narrow = export("decoder", module), export("decoder", module, float16=True)
+    wide, narrow = export(system, "decoder"), export(system, "decoder", float16=True)
     assert len(narrow) < 0.65 * len(wide)
     feeds = {"latent": np.random.default_rng(0).standard_normal((2, CHANNELS, SIZE, SIZE)).astype(np.float32)}
     first, second = (onnxruntime.InferenceSession(d).run(None, feeds)[0] for d in (wide, narrow))
     np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_pixel_shuffle_moves_every_number_to_its_place(factor):
+    stock = nn.PixelShuffle(factor)
+    x = torch.arange(2 * 5 * factor**2 * 3 * 4, dtype=torch.float32).reshape(2, 5 * factor**2, 3, 4)
+    torch.testing.assert_close(PixelShuffle(stock)(x), stock(x), rtol=0, atol=0)
 
 
 def test_float16_leaves_alone_what_it_cannot_hold():

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from export.modules import StepRows
+from export.options import Sampling
+from export.pipeline import contract_of
 from training.checkpoint import Origin, System
 from training.config import config_from_dict
 from training.sampling import alphas_cumprod
 
 torch.set_num_threads(1)  # toys gain nothing from threads, and spinning ones cost a busy machine dearly
 
-CHANNELS, SIZE, TOKENS, WIDTH, EMBEDDING = 4, 8, 3, 16, 12
+CHANNELS, SIZE, TOKENS, WIDTH, EMBEDDING, LEVELS = 4, 8, 3, 16, 12, 4
 
 
 class ToySpeechEncoder(nn.Module):
@@ -51,13 +55,15 @@ class ToyDenoiser(nn.Module):
             cross_attention_dim=WIDTH,
             attention_head_dim=(2, 2),
             norm_num_groups=4,
+            num_class_embeds=LEVELS + 1,
         )
 
     def tokens(self, embedding: Tensor) -> Tensor:
         return self.project(embedding * EMBEDDING**0.5).unflatten(1, (TOKENS, WIDTH))
 
-    def forward(self, x: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        return self.unet(x, t, encoder_hidden_states=tokens, return_dict=False)[0]
+    def forward(self, x: Tensor, t: Tensor, tokens: Tensor, level: Tensor | None = None) -> Tensor:
+        labels = torch.zeros(len(x), dtype=torch.int64) if level is None else level
+        return self.unet(x, t, tokens, class_labels=labels, return_dict=False)[0]
 
 
 class ToyFaceDecoder(nn.Module):
@@ -75,9 +81,19 @@ class ToyFaceDecoder(nn.Module):
 
 
 def toy_system(
-    *, mode: str = "add", weight: float = 0.3, prediction: str = "v", attention_first: bool = False, **changes: Any
+    *,
+    arm: str = "diffusion",
+    mode: str = "add",
+    weight: float = 0.3,
+    weights: tuple[float, float] = (0.0, 0.9),
+    prediction: str = "v",
+    attention_first: bool = False,
+    **changes: Any,
 ) -> System:
-    """A toy system; the same arguments give the same weights. The prior is large, so that forgetting it shows."""
+    """A toy system; the same arguments give the same weights. The prior is large, so that forgetting it shows.
+
+    `weights`: those that the shortcut arm serves.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(7)
         speech, denoiser, face = ToySpeechEncoder(), ToyDenoiser(attention_first), ToyFaceDecoder()
@@ -87,11 +103,16 @@ def toy_system(
                 module.running_var.uniform_(0.5, 2.0)
         mean, std, prior = torch.randn(CHANNELS), torch.rand(CHANNELS) + 0.5, torch.randn(CHANNELS, SIZE, SIZE)
     config = config_from_dict(
-        {"name": "toy", "diffusion": {"prediction": prediction, "prior_mode": mode, "prior_weight": weight}}
+        {
+            "name": "toy",
+            "diffusion": {"prediction": prediction, "prior_mode": mode, "prior_weight": weight},
+            "shortcut": {"levels": LEVELS, "prior_weight": weight, "prior_weights": list(weights)},
+        }
     )
     config = dataclasses.replace(config, face=dataclasses.replace(config.face, size=4 * SIZE))
     system = System(
         config=config,
+        arm=arm,
         speech_encoder=speech.eval(),
         denoiser=denoiser.eval(),
         face_decoder=face.eval(),
@@ -108,3 +129,15 @@ def toy_system(
         ),
     )
     return dataclasses.replace(system, **changes)
+
+
+def toy_rows(system: System, steps: Sequence[int] = (2, 4), solver: str | None = None) -> StepRows:
+    """The step tables a toy is exported with; `solver` None: the arm's default."""
+    solver = solver or ("shortcut" if system.arm == "shortcut" else "dpmpp_2m")
+    return StepRows.of({n: system.table(n, solver) for n in steps})
+
+
+def toy_tensors(system: System, rows: StepRows) -> dict[str, Any]:
+    """(inputs, outputs) of every stage of an exported toy."""
+    sampling = Sampling(tuple(rows.tables), max(rows.tables), "", 2.0)
+    return contract_of(system, rows, sampling).tensors
