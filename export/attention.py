@@ -6,7 +6,7 @@ keys K = c W_k, queries x W_q and values V = c W_v of a head (SCLDM eq. 5),
     softmax(x W_q K^T / sqrt(d)) V W_o = softmax(x k^T) v      with  k = K W_q^T / sqrt(d),  v = V W_o
 
 so that k and v, float32 [heads · tokens, channels] of all heads below each other, are all that a step needs to know of
-the voice. The encoder graph computes them, `matrices` for every layer at once; the step graph applies them.
+the voice. The encoder graph computes them for every layer at once, once per voice; the step graph applies them.
 """
 
 from __future__ import annotations

@@ -132,6 +132,7 @@ BAD_VALUES = [
     ("image.height", 1 << 40),
     ("condition.tokens", 3),
     ("condition.width", "16"),
+    ("condition.width", (1 << 18) + 1),
     ("prior.mode", "multiply"),
     ("prior.mode", "subtract"),
     ("prior.inject", "every"),
