@@ -196,7 +196,8 @@ def test_augmented_portraits_are_the_same_faces_seen_otherwise(renders):
     middle = (slice(None), slice(None), slice(32, 96), slice(32, 96))
     nearest = torch.minimum((many - original)[middle].abs().mean(dim=(1, 2, 3)),
                             (many.flip(3) - original)[middle].abs().mean(dim=(1, 2, 3)))  # fmt: skip
-    assert nearest.max() < 0.35
+    assert nearest.median() < 0.3
+    assert nearest.max() < 0.5
 
 
 def test_the_shipped_judge_says_how_well_it_reads():

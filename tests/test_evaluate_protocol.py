@@ -151,7 +151,7 @@ def test_recordings_are_those_of_unheard_speakers(speech, evaluation):
     )
     painter = Painter(lambda *_: (255, 40, 0))
     found = evaluation.row(painter, 1, 0.01, voices)
-    assert found.values == {"sex": 50, "same_voice": 1, "other_voice": 1}
+    assert found.values == {"sex": 50, "same_voice": 1, "other_voice": 1, "strangers": 1}
     assert (found.voices, found.n) == ("recordings", 2)
 
 

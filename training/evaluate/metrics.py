@@ -112,6 +112,21 @@ def other_voice(features: Floats) -> float | None:
     return _mean_off_diagonal(by_seed @ by_seed.swapaxes(1, 2))
 
 
+def other_voice_and_seed(features: Floats) -> float | None:
+    """Mean cosine between portraits of different voices with different seeds, [n, K, F]; None for one of either.
+
+    The level of strangers: `same_voice` above it is what the voice decides, `other_voice` above it what the seed does.
+    """
+    n, count, _ = features.shape
+    if n < 2 or count < 2:
+        return None
+    vectors = unit(features)
+    of_voices, of_seeds = vectors.sum(axis=1), vectors.sum(axis=0)
+    everything = np.sum(of_voices.sum(axis=0) ** 2)
+    apart = everything - np.sum(of_voices**2) - np.sum(of_seeds**2) + np.sum(vectors**2)
+    return float(apart / (n * (n - 1) * count * (count - 1)))
+
+
 def _mean_off_diagonal(similarity: Floats) -> float:
     """Mean of matrices [..., n, n] without their diagonals."""
     n = similarity.shape[-1]

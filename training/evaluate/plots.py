@@ -16,20 +16,23 @@ PANELS = (
     ("age_mae", "age, mean absolute error, years"),
     ("cosine", "cosine to the real person"),
     ("r10", "R@10, %"),
+    ("kid", "KID x1000, judge's features"),
+    ("same_voice", "cosine, same voice, other seed"),
 )
 REFERENCES = {"real portraits": "--", "another's portrait": ":"}
 
 
 def steps_plot(result: Result) -> bytes:
-    """Four measures over the number of steps, one line per arm; real and strangers' portraits as level lines."""
+    """Six measures over the number of steps, one line per arm; real and strangers' portraits as level lines."""
     rows = [row for row in result.rows if row.voices == "synthetic"]
-    figure = _figure(8.0, 6.0)
-    for axes, (key, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
-        for arm in _arms(rows):
-            points = [(row.steps, row.values[key]) for row in rows if row.arm == arm and row.steps is not None]
+    figure = _figure(11.0, 6.0)
+    for axes, (key, title) in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        known = [row for row in rows if row.values[key] is not None]
+        for arm in _arms(known):
+            points = [(row.steps, row.values[key]) for row in known if row.arm == arm and row.steps is not None]
             if points:
                 axes.plot(*zip(*sorted(points), strict=True), marker="o", label=arm)
-        for row in rows:
+        for row in known:
             if row.steps is None and row.arm in REFERENCES:
                 axes.axhline(row.values[key], color="grey", linestyle=REFERENCES[row.arm], label=row.arm)
         _over_steps(axes, sorted({row.steps for row in rows if row.steps is not None}))

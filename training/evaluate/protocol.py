@@ -172,6 +172,7 @@ class Evaluation:
         features = readings.features.reshape(len(voices), each, -1)
         values: Values = {"sex": metrics.sex_accuracy(readings.male, np.repeat(voices.sexes, each))}
         values |= {"same_voice": metrics.same_voice(features), "other_voice": metrics.other_voice(features)}
+        values["strangers"] = metrics.other_voice_and_seed(features)
         if voices.identities:
             ages = np.repeat([identity.age for identity in voices.identities], each)
             values["age_mae"], values["age_within"] = metrics.age_errors(readings.age, ages)
