@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bench import measure, statistics
+from runtime.errors import S2FError
+from runtime.output import check_writable, write_file
 
 ROUNDS, RUNS, WARMUP = 5, 40, 20
 STAGES = ("encoder", "step", "decoder", "end_to_end")
@@ -46,18 +48,26 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def edition(text: str) -> tuple[Path, int]:
+    """BUNDLE:STEPS of the command line; ValueError is argparse's to report."""
+    bundle, _, steps = text.rpartition(":")
+    return Path(bundle), int(steps)
+
+
 def main() -> int:
     """Measures, prints the tables and writes the raw values."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("arms", nargs=2, metavar="BUNDLE:STEPS")
+    parser.add_argument("arms", nargs=2, type=edition, metavar="BUNDLE:STEPS")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
-    arms = {}
-    for label, arm in zip(("before", "after"), options.arms, strict=True):
-        bundle, _, steps = arm.rpartition(":")
-        arms[f"{label}, {steps} steps"] = (Path(bundle), int(steps))
-    results = [compare(arms, threads) for threads in (2, 1)]
-    options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    arms = {f"{label}, {arm[1]} steps": arm for label, arm in zip(("before", "after"), options.arms, strict=True)}
+    try:
+        check_writable(options.out)
+        results = [compare(arms, threads) for threads in (2, 1)]
+        write_file(options.out, (json.dumps(results, indent=1) + "\n").encode())
+    except S2FError as error:
+        sys.stderr.write(f"editions: error [{error.code}]: {error}\n")
+        return error.code
     sys.stdout.write("\n\n".join(table(result) for result in results) + "\n")
     return 0
 

@@ -9,6 +9,7 @@ The sheet carries the mark that every portrait carries.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,18 +45,30 @@ def stacked(parts: list[Image.Image]) -> Image.Image:
     return sheet
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("voices", nargs="+", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--steps", type=int, nargs="+", help="several: of one voice, a row each")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to K-1")
-    parser.add_argument("--columns", type=int, default=10)
+    parser.add_argument("--columns", type=int, default=10, help="voices beside each other (default 10)")
     options = parser.parse_args()
     several = options.steps if options.steps and len(options.steps) > 1 else []
     if several and len(options.voices) > 1:
         parser.error("several numbers of steps are for one voice")
+    if min(options.seeds, options.columns) < 1:
+        parser.error("--seeds and --columns are numbers from 1")
+    try:
+        draw(options, several)
+    except runtime.S2FError as error:
+        sys.stderr.write(f"contact_sheet: error [{error.code}]: {error}\n")
+        return error.code
+    return 0
+
+
+def draw(options: argparse.Namespace, several: list[int]) -> None:
+    """Draws and saves the sheet; `several`: numbers of steps of one voice, none for a row per seed."""
     seeds = list(range(options.seeds))
     with runtime.load(options.bundle) as pipeline:
         if several:
@@ -63,11 +76,10 @@ def main() -> None:
             sheet = grid(rows, [f"seed {seed}" for seed in seeds])
         else:
             steps = options.steps[0] if options.steps else None
-            drawn = [[pipeline.generate(voice, steps=steps, seed=seed) for voice in options.voices] for seed in seeds]
+            rows = [[pipeline.generate(voice, steps=steps, seed=seed) for voice in options.voices] for seed in seeds]
             bands = [slice(i, i + options.columns) for i in range(0, len(options.voices), options.columns)]
             names = [voice.stem for voice in options.voices]
-            sheet = stacked([grid([row[band] for row in drawn], names[band]) for band in bands])
-            rows = drawn
+            sheet = stacked([grid([row[band] for row in rows], names[band]) for band in bands])
     facts = {**rows[0][0].facts, "Seed": f"0 to {seeds[-1]}" if seeds[1:] else 0}
     if several:
         facts["Steps"] = ", ".join(map(str, several))
@@ -75,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

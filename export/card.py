@@ -54,10 +54,16 @@ def _what(manifest: Manifest, system: System) -> str:
         f"paper; no weights or code of its authors are used. Made by {manifest.generator}.\n\n"
         f"- arm: {system.arm}, {_objective(system)}\n"
         f"- latent {latent.channels}×{latent.height}×{latent.width}, condition {condition.tokens}×{condition.width}\n"
-        f"- steps: {tables} (default {manifest.default_steps}), solver {solvers}\n"
+        f"- steps: {tables} (default {manifest.default_steps}), solver {solvers}{_searched(manifest, system)}\n"
         f"- guidance: {_guidance(manifest)}\n"
         f"- prior: {_prior(manifest)}"
     )
+
+
+def _searched(manifest: Manifest, system: System) -> str:
+    """Which schedules are the outcome of a search; the others are even."""
+    used = [n for n, table in sorted(manifest.step_tables.items()) if system.searched(n, table.solver)]
+    return f"; timesteps searched for {', '.join(map(str, used))} steps" if used else ""
 
 
 def _objective(system: System) -> str:
@@ -154,8 +160,8 @@ def _parity_table(parity: ParityReport, drift: float, options: ExportOptions) ->
             "",
             f"Whole chain, {', '.join(map(str, parity.chain_steps))} steps: at most {parity.chain_max_levels:g} grey "
             f"levels ({CHAIN_LEVELS:g} allowed), {100 * parity.chain_differing:.2g} % of the values differ.",
-            f"Weights stored as {options.store}: the portraits of the same chain move by {drift:.2g} grey levels on "
-            "average against the trained float32 weights.",
+            f"Weights stored as {options.store}: the portraits of {max(parity.chain_steps)} steps with the default "
+            f"prior weight move by {drift:.2g} grey levels on average against the trained float32 weights.",
         ]
     )
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.options import ARMS, STORES, ExportOptions
+from export.options import STORES, ExportOptions
 from runtime.bundle import SOLVERS
 from runtime.errors import BackendMissing, InvalidArgument, OutputUnwritable, S2FError
+from training.arms import ARMS, GUIDANCE, Arm
 
 if TYPE_CHECKING:
     from export.pipeline import Exported
@@ -56,18 +57,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--arm", default="auto", choices=("auto", *ARMS), help="which network (default: the few-step one if trained)"
     )
-    parser.add_argument("--steps", help=f"step counts to make tables for (default: {_by_arm('steps')})")
+    parser.add_argument("--steps", help=f"step counts to make tables for (default: {_by_arm(lambda arm: arm.steps)})")
     parser.add_argument(
-        "--default-steps", type=int, help=f"steps where a caller names none (default: {_by_arm('default_steps')})"
+        "--default-steps",
+        type=int,
+        help=f"steps where a caller names none (default: {_by_arm(lambda arm: arm.default_steps)})",
     )
-    parser.add_argument("--solver", choices=SOLVERS, help=f"default: {_by_arm('solver')}")
+    parser.add_argument("--solver", choices=SOLVERS, help=f"default: {_by_arm(lambda arm: arm.solvers[0])}")
     parser.add_argument(
         "--store", default="float16", choices=STORES, help="weights in the files (default: %(default)s)"
     )
     parser.add_argument(
         "--guidance",
         type=float,
-        help=f"default guidance scale (default: {ARMS['diffusion'].guidance:g}); the shortcut arm's is folded in",
+        help=f"default guidance scale (default: {GUIDANCE:g}); the shortcut arm's is folded in",
     )
     parser.add_argument("--licence", default="Apache-2.0", help="licence of the weights (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
@@ -75,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _by_arm(option: str) -> str:
-    values = {arm: getattr(sampling, option) for arm, sampling in ARMS.items()}
+def _by_arm(option: Callable[[Arm], object]) -> str:
+    values = {name: option(arm) for name, arm in ARMS.items()}
     shown = {arm: ",".join(map(str, value)) if isinstance(value, tuple) else value for arm, value in values.items()}
     return ", ".join(f"{value} for the {arm} arm" for arm, value in shown.items())
 

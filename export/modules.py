@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from export.attention import VoiceMatrices, split_matrices
 from export.lean import PixelShuffle, Row, RowTable, lean_denoiser, replace
-from runtime.bundle import MEMORYLESS
+from runtime.bundle import takes_history
 from training.checkpoint import System
 from training.prior_shift import prior_shift
 from training.sampling import StepTable
@@ -39,7 +39,7 @@ class StepRows:
     @property
     def history(self) -> bool:
         """Whether a step hands its denoised latent on to the next, as `Manifest.history`."""
-        return any(table.solver not in MEMORYLESS for table in self.tables.values())
+        return any(takes_history(table.solver) for table in self.tables.values())
 
     def column(self, name: str) -> Tensor:
         """One coefficient of every row, float32 [rows]."""
@@ -100,6 +100,9 @@ class DiffusionStep(_Step):
     x = (x' − d)/s,  x0 = clip(P·x + Q·net(x'), ±latent_clip),  x_next = A·x + B·x0 + C·history,  x'_next = s·x_next + d
     with the prior shift x' = s·x + d of SCLDM eq. 2; a table's first row receives pure noise and shifts it first.
     Guidance (Ho and Salimans 2022): net = net(null) + guidance·(net(condition) − net(null)), as a doubled batch.
+
+    latent, history float32 [batch, C, h, w], condition float32 [batch, tokens, width], step int64 [1], guidance
+    float32 [1] → latent_next, history_next float32 [batch, C, h, w].
     """
 
     COEFFICIENTS = ("P", "Q", "A", "B", "C", "first")
@@ -149,6 +152,9 @@ class ShortcutStep(_Step):
 
     x0 = clip(P·x + Q·net(S·x), ±latent_clip),  x_next = A·x + B·x0;  a table's first row receives pure noise and adds
     the prior with its weight: x = noise + prior_weight·prior.
+
+    latent float32 [batch, C, h, w], condition float32 [batch, tokens, width], step int64 [1] and, where the weight is
+    free, prior_weight float32 [1] → latent_next float32 [batch, C, h, w].
     """
 
     COEFFICIENTS = ("P", "Q", "A", "B")

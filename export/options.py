@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from runtime.bundle import MAX_STEPS, SOLVERS
 from runtime.errors import InvalidArgument
+from training.arms import ARMS, GUIDANCE
 
 STORES = ("float16", "float32")
 GUIDANCE_RANGE = (0.0, 10.0)
@@ -14,21 +15,11 @@ GUIDANCE_RANGE = (0.0, 10.0)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an exported arm samples. `guidance`: the default, or what is folded in."""
+    """How an exported arm samples; `training.arms` has the defaults."""
 
     steps: tuple[int, ...]
     default_steps: int
     solver: str
-    guidance: float
-
-
-ARMS = {
-    "shortcut": Sampling((1, 2, 4, 8), 4, "shortcut", 2.0),
-    "diffusion": Sampling((4, 8, 25), 8, "dpmpp_2m", 2.0),
-}
-"""What each arm of training is exported with unless the caller, or the network, says otherwise."""
-
-ARM_SOLVERS = {"shortcut": ("shortcut",), "diffusion": ("dpmpp_2m", "ddim")}
 
 
 @dataclass(frozen=True)
@@ -63,26 +54,34 @@ class ExportOptions:
             (re.fullmatch(r"[A-Za-z0-9][\w .+()-]{0,127}", self.licence, re.ASCII), "licence", "an SPDX expression"),
         )
 
-    def sampling(self, arm: str, *, folded_guidance: float | None, most_steps: int) -> Sampling:
+    def sampling(self, arm: str, *, most_steps: int) -> Sampling:
         """How a system of this arm is to sample. Raises InvalidArgument where the options do not fit it.
 
-        `folded_guidance`: the guidance that is part of the network, None where it is free. `most_steps`: for which the
-        network was trained.
+        `most_steps`: for which the network was trained.
         """
         usual = ARMS[arm]
         steps = self.steps or tuple(n for n in usual.steps if n <= most_steps) or (most_steps,)
         default = max(n for n in steps if n <= usual.default_steps or n == min(steps))
         default = default if self.default_steps is None else self.default_steps
-        solver, guidance = self.solver or usual.solver, usual.guidance if folded_guidance is None else folded_guidance
-        changes = folded_guidance is not None and self.guidance not in (None, folded_guidance)
+        solver = self.solver or usual.solvers[0]
         self._check(
             (self.arm in ("auto", arm), "arm", f"{arm}, which is what this system is"),
             (max(steps) <= most_steps, "steps", f"at most {most_steps}, as this network was trained for"),
             (default in steps, "default_steps", f"one of {steps}"),
-            (solver in ARM_SOLVERS[arm], "solver", f"{' or '.join(ARM_SOLVERS[arm])} for the {arm} arm"),
-            (not changes, "guidance", f"{guidance:g}, which is folded into the {arm} arm, or export another arm"),
+            (solver in usual.solvers, "solver", f"{' or '.join(usual.solvers)} for the {arm} arm"),
         )
-        return Sampling(steps, default, solver, guidance if self.guidance is None else self.guidance)
+        return Sampling(steps, default, solver)
+
+    def guidance_scale(self, folded: float | None) -> float:
+        """The default guidance of a bundle; `folded`: that which is part of the network, None where it is free.
+
+        Raises InvalidArgument where another one was asked for than is folded in.
+        """
+        if folded is None:
+            return GUIDANCE if self.guidance is None else self.guidance
+        rule = f"{folded:g}, which is folded into the network, or export another arm"
+        self._check((self.guidance in (None, folded), "guidance", rule))
+        return folded
 
     def _check(self, *rules: tuple[object, str, str]) -> None:
         for good, option, rule in rules:

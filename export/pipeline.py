@@ -66,10 +66,11 @@ def export_system(system: System, target: Path, options: ExportOptions) -> Expor
     Raises InvalidArgument (options that do not fit the system), OutputUnwritable, ParityFailed, BackendFailed.
     """
     check_target(target, force=options.force)
-    sampling = options.sampling(system.arm, folded_guidance=system.guidance, most_steps=_most_steps(system))
+    sampling = options.sampling(system.arm, most_steps=_most_steps(system))
+    guidance = options.guidance_scale(system.guidance)
     stored = round_weights(system) if options.store == "float16" else system
     rows = step_rows(system, sampling)
-    contract = contract_of(stored, rows, sampling)
+    contract = contract_of(stored, rows, guidance)
     graphs = _export_graphs(stored, rows, contract.tensors, options)
     parity = check_parity(stored, rows, graphs)
     log.info("parity: %s", parity)
@@ -130,7 +131,8 @@ class Contract:
         return stage_tensors(*shapes, self.prior, self.guidance, history=self.history)
 
 
-def contract_of(system: System, rows: StepRows, sampling: Sampling) -> Contract:
+def contract_of(system: System, rows: StepRows, guidance: float) -> Contract:
+    """`guidance`: the default, see `ExportOptions.guidance_scale`."""
     channels, height, width = system.prior.shape
     denoiser: Any = system.denoiser
     with torch.no_grad():
@@ -138,13 +140,13 @@ def contract_of(system: System, rows: StepRows, sampling: Sampling) -> Contract:
         condition = VoiceMatrices(denoiser)(denoiser.null_tokens)
     low, high = system.prior_weights
     inject = "start" if system.arm == "shortcut" else "every"
-    guidance = GUIDANCE_RANGE if system.guidance is None else (sampling.guidance, sampling.guidance)
+    guidances = GUIDANCE_RANGE if system.guidance is None else (guidance, guidance)
     return Contract(
         LatentSpec(channels, height, width),
         ImageSpec(int(image.shape[2]), int(image.shape[3])),
         ConditionSpec(int(condition.shape[1]), int(condition.shape[2])),
         PriorSpec(system.prior_mode, float(system.prior_weight), float(low), float(high), inject),
-        GuidanceSpec(sampling.guidance, *guidance),
+        GuidanceSpec(guidance, *guidances),
         rows.history,
     )
 
@@ -189,7 +191,7 @@ def _manifest(
 
 
 def _drift(trained: System, stored: System, rows: StepRows) -> float:
-    """Mean absolute grey levels that rounding the weights moves the portraits of the parity chain."""
+    """Mean absolute grey levels that rounding the weights moves the portraits of the longest parity chain."""
     if trained is stored:
         return 0.0
     steps = max(chain_steps(rows))

@@ -10,12 +10,12 @@ Schema 2, tensors (`stage_tensors` is the definition):
 - encoder: pcm float32 [batch, 96000] (−1..1, 16 kHz mono) → condition float32 [batch, tokens, width]
 - unet, one whole denoising step: latent float32 [batch, C, h, w], condition, step int64 [1] (row of the tables)
   → latent_next. What a bundle lets its caller choose is an input more: guidance, prior_weight float32 [1]; an option
-  whose range is one value is folded into the graph. Solvers that look back take and give history, the previous
-  denoised latent [batch, C, h, w], zeros before the first step.
+  whose range is one value is folded into the graph. DDPM's solvers (`specs.takes_history`) take and give history, the
+  previous denoised latent [batch, C, h, w], zeros before the first step.
 - decoder: latent float32 [batch, C, h, w] → image uint8 [batch, H, W, 3]
 
-Schema 1 is read as schema 2: its prior has one weight and enters at every step; its unets always have guidance and
-history.
+Schema 1 is read as schema 2: its prior has one weight (that of mode none is read as 0) and enters at every step; its
+unets always have guidance and history, so one whose range of guidance is a single value is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from .specs import (
     DTYPES,
     INJECTIONS,
     MAX_STEPS,
-    MEMORYLESS,
     PRIOR_MODES,
     SAMPLE_RATE,
     SAMPLES,
@@ -50,6 +49,7 @@ from .specs import (
     StepTable,
     TensorSpec,
     key_names,
+    takes_history,
 )
 from .strict_json import MAX_BYTES, Fields, as_integer, as_object, invalid, parse_object
 
@@ -64,7 +64,6 @@ __all__ = [
     "INJECTIONS",
     "MANIFEST",
     "MAX_STEPS",
-    "MEMORYLESS",
     "PRIOR_MODES",
     "SAMPLES",
     "SAMPLE_RATE",
@@ -91,6 +90,7 @@ __all__ = [
     "read_manifest",
     "sha256_hex",
     "stage_tensors",
+    "takes_history",
 ]
 
 
@@ -118,7 +118,7 @@ class Manifest:
     @property
     def history(self) -> bool:
         """Whether a step hands its denoised latent on to the next."""
-        return any(table.solver not in MEMORYLESS for table in self.step_tables.values())
+        return any(takes_history(table.solver) for table in self.step_tables.values())
 
     def table(self, steps: int | None = None) -> StepTable:
         """The step table for `steps` (None: the default). Raises StepsUnavailable."""
@@ -215,8 +215,9 @@ def _version(root: dict[str, object]) -> int:
 def _as_schema_2(root: dict[str, object]) -> dict[str, object]:
     """A manifest of schema 1, whose prior is {mode, weight}, in the words of schema 2."""
     prior = Fields(root["prior"], "prior", ("mode", "weight"))
-    weight = prior.number("weight", 0.0, 1.0)
-    return {**root, "schema_version": 2, "prior": {**prior.values, "min": weight, "max": weight, "inject": "every"}}
+    weight = prior.number("weight", 0.0, 1.0) if prior.values["mode"] != "none" else 0.0
+    fixed = {"weight": weight, "min": weight, "max": weight, "inject": "every"}
+    return {**root, "prior": {**prior.values, **fixed}}
 
 
 def _check_schema_1(manifest: Manifest) -> None:
@@ -224,7 +225,7 @@ def _check_schema_1(manifest: Manifest) -> None:
     if manifest.guidance.fixed:
         raise invalid("guidance", "schema 1 knows no fixed guidance: min must be below max")
     for steps, table in manifest.step_tables.items():
-        if table.solver in MEMORYLESS:
+        if not takes_history(table.solver):
             raise invalid(f"step_tables.{steps}.solver", f"schema 1 does not know {table.solver}")
 
 
@@ -257,7 +258,7 @@ def _signature(tensors: tuple[TensorSpec, ...]) -> str:
 
 
 def _check_tables(manifest: Manifest) -> None:
-    """One timestep per step, rows of different tables apart, the default among the tables."""
+    """One timestep per step, rows of different tables apart, the default among the tables, one network for all."""
     end = 0
     for steps, table in sorted(manifest.step_tables.items(), key=lambda item: item[1].first_row):
         path = f"step_tables.{steps}"
@@ -266,6 +267,8 @@ def _check_tables(manifest: Manifest) -> None:
         if table.first_row < end:
             raise invalid(f"{path}.first_row", f"row {table.first_row} belongs to another table")
         end = table.first_row + steps
+    if len({takes_history(table.solver) for table in manifest.step_tables.values()}) > 1:
+        raise invalid("step_tables", "shortcut beside solvers of DDPM; no network serves both")
     if manifest.default_steps not in manifest.step_tables:
         raise invalid("default_steps", f"there is no step table for {manifest.default_steps}")
 

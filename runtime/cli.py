@@ -202,7 +202,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
     manifest, identity = read_manifest(arguments.bundle or shipped_bundle())
     if arguments.json:
-        return _print_json({"identity": identity, "manifest": manifest.to_json()})
+        return _print_json({"identity": identity, "manifest": manifest.to_json()})  # in the words of the newest schema
     size = sum(stage.size for stage in manifest.stages.values())
     guidance, prior, image = manifest.guidance, manifest.prior, manifest.image
     steps = ", ".join(f"{n} ({table.solver})" for n, table in sorted(manifest.step_tables.items()))

@@ -282,7 +282,10 @@ def _integer(name: str, value: Any, low: int, high: int | None) -> int:
 
 
 def _within(name: str, value: Any, default: float, limits: tuple[float, float], bundle: str) -> float:
-    """A number within the bundle's limits, or its default for None. Raises InvalidArgument."""
+    """A number within the bundle's limits, or its default for None. Raises InvalidArgument.
+
+    A limit given as float32, which is what the graphs take, is that limit: np.float32(0.1) is within 0..0.1.
+    """
     low, high = limits
     if value is None:
         return default
@@ -290,8 +293,9 @@ def _within(name: str, value: Any, default: float, limits: tuple[float, float], 
         number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if low <= number <= high:
-        return number
+    nearest = min(max(number, low), high)
+    if math.isclose(number, nearest, rel_tol=1e-7):
+        return nearest
     if low == high:
         problem = f"The bundle {bundle} folds {name} {default:g} into its graphs, so it cannot be {value!r:.40}."
         raise InvalidArgument(f"{problem} Leave {name} out or use another bundle.")

@@ -66,7 +66,10 @@ class Timings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Portrait:
-    """One generated face. `image`: uint8 [H, W, 3], RGB. `bundle_sha256`: the bundle's identity."""
+    """One generated face. `image`: uint8 [H, W, 3], RGB. `bundle_sha256`: the bundle's identity.
+
+    `guidance` and `prior_weight` are those really used, also where the bundle folds them in.
+    """
 
     image: npt.NDArray[np.uint8]
     seed: int

@@ -16,13 +16,20 @@ from .strict_json import Fields, as_integer, as_number, invalid
 PRIOR_MODES = ("add", "interpolate", "subtract", "none")
 INJECTIONS = ("every", "start")
 SOLVERS = ("ddim", "dpmpp_2m", "shortcut")
-MEMORYLESS = ("shortcut",)  # solvers whose steps need nothing of the step before but its latent
 DTYPES = ("float32", "int64", "uint8")
 SAMPLE_RATE = 16000
 SAMPLES = 96000
 MAX_STEPS = 1000
 
 Dim: TypeAlias = "int | str"
+
+
+def takes_history(solver: str) -> bool:
+    """Whether the step graph of this solver takes and gives the previous denoised latent.
+
+    DDPM's solvers do, also ddim, which has no use for it: one graph serves both. A shortcut step needs the latent only.
+    """
+    return solver != "shortcut"
 
 
 def key_names(cls: type) -> list[str]:
@@ -142,7 +149,11 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ConditionSpec:
-    """Shape of the condition, all that a step knows of the voice: [tokens, width]."""
+    """Shape of the condition, all that a step knows of the voice: [tokens, width].
+
+    Opaque to everybody but the graphs: export lays down there what all cross-attention layers make of the voice, so
+    that no step computes it again.
+    """
 
     tokens: int
     width: int
@@ -179,8 +190,12 @@ class PriorSpec:
         fields = Fields(value, path, key_names(cls))
         mode, inject = fields.choice("mode", PRIOR_MODES), fields.choice("inject", INJECTIONS)
         weight, low, high = _within_range(fields, "weight", 1.0)
-        if low < high and (mode, inject) != ("add", "start"):
-            raise invalid(path, "a range of weights needs mode add and inject start")
+        if inject == "start" and mode != "add":
+            raise invalid(f"{path}.inject", f"start needs mode add, not {mode}")
+        if inject == "every" and low < high:
+            raise invalid(path, "a range of weights needs inject start")
+        if mode == "none" and weight != 0:
+            raise invalid(f"{path}.weight", f"{weight:g} of no prior; mode none has weight 0")
         return cls(mode, weight, low, high, inject)
 
 

@@ -12,7 +12,7 @@ import torch
 
 import runtime
 from export import cli, pipeline, writer
-from export.options import ARMS, ExportOptions, Sampling
+from export.options import ExportOptions, Sampling
 from export.parity import reference_image, reference_network, speech_like
 from export.pipeline import Exported, export_run, export_system, round_weights
 from runtime.audio import load_speech
@@ -34,11 +34,12 @@ from runtime.errors import (
 )
 from runtime.noise import seeded_noise
 from tests.toy_system import CHANNELS, SIZE, TOKENS, toy_system
-from training.checkpoint import ARMS as TRAINED_ARMS
+from training.arms import GUIDANCE
 from training.corpus.build import STATEMENT
 from training.corpus.licences import licences_of
 from training.corpus.voices import Speaker
 from training.sampler import sample
+from training.sampling import shortcut_table
 
 OPTIONS = ExportOptions(steps=(2, 4), default_steps=4)
 LATENT_CLIP = 4.0  # the configurations' default
@@ -119,6 +120,47 @@ def test_card_of_the_shortcut_arm(shortcut):
         "Whole chain, 1, 2, 4, 8 steps",
     ):
         assert words in text
+
+
+UNEVEN = {4: (0.5, 0.25, 0.125, 0.125)}
+
+
+@pytest.mark.parametrize(
+    ("arm", "schedules", "times"),
+    [
+        ("shortcut", UNEVEN, None),
+        ("diffusion", {4: (2.0,)}, (999.0, 561.0, 249.0, 61.0)),  # 1000·(1 − i/4)² − 1, rounded to even
+    ],
+)
+def test_searched_schedules_are_what_the_runtime_runs(tmp_path, arm, schedules, times):
+    system = toy_system(arm=arm, schedules=schedules)
+    solver = "shortcut" if arm == "shortcut" else "dpmpp_2m"
+    result = export_system(system, tmp_path / "b", ExportOptions(steps=(2, 4), default_steps=4))
+    assert "; timesteps searched for 4 steps" in (result.path / "MODEL_CARD.md").read_text("utf-8")
+    found = result.manifest.step_tables[4].timesteps
+    assert found == (times or tuple(shortcut_table(system.alphas_cumprod, UNEVEN[4]).timesteps.tolist()))
+    pcm = speech_like(6, 1)[0]
+    with runtime.load(result.path, device="cpu", threads=1) as pipe:
+        image = pipe.generate((pcm, 16000), steps=4, seed=11, guidance=2.0).image
+    weight = system.prior_weight if arm == "shortcut" else 0
+    stored = round_weights(system)
+    expected, even = (
+        drawn_by_training(one, pcm, steps=4, solver=solver, guidance=2.0, weight=weight)
+        for one in (stored, dataclasses.replace(stored, schedules={}))
+    )
+    assert np.abs(image.astype(int) - expected.astype(int)).max() <= 1
+    assert np.abs(image.astype(int) - even.astype(int)).max() > 3
+
+
+def test_a_search_for_one_solver_says_nothing_of_another():
+    system = toy_system(schedules={4: (2.0,)})
+    assert system.table(4, "ddim").timesteps.tolist() == [999.0, 749.0, 499.0, 249.0]
+    assert system.table(4, "dpmpp_2m").timesteps.tolist() == [999.0, 561.0, 249.0, 61.0]
+
+
+def test_no_prior_has_no_weight(tmp_path):
+    result = export_system(toy_system(mode="none"), tmp_path / "b", OPTIONS)
+    assert result.manifest.prior == PriorSpec("none", 0.0, 0.0, 0.0, "every")
 
 
 def test_a_fixed_prior_weight_is_folded_in(tmp_path):
@@ -324,12 +366,13 @@ def test_options_that_do_not_fit_the_system(tmp_path, arm, values, option):
 
 
 def test_every_arm_of_training_has_its_defaults():
-    assert set(ARMS) == set(TRAINED_ARMS)
     options = ExportOptions()
-    assert options.sampling("shortcut", folded_guidance=1.5, most_steps=4) == Sampling((1, 2, 4), 4, "shortcut", 1.5)
-    assert options.sampling("diffusion", folded_guidance=None, most_steps=1000).default_steps == 8
-    one = ExportOptions(steps=(16, 1), guidance=1.5).sampling("shortcut", folded_guidance=1.5, most_steps=16)
-    assert (one.default_steps, one.guidance) == (1, 1.5)
+    assert options.sampling("shortcut", most_steps=4) == Sampling((1, 2, 4), 4, "shortcut")
+    assert options.sampling("diffusion", most_steps=1000).default_steps == 8
+    one = ExportOptions(steps=(16, 1), guidance=1.5)
+    assert one.sampling("shortcut", most_steps=16).default_steps == 1
+    assert [one.guidance_scale(folded) for folded in (None, 1.5)] == [1.5, 1.5]
+    assert [options.guidance_scale(folded) for folded in (None, 3.0)] == [GUIDANCE, 3.0]
 
 
 def test_a_run_without_checkpoints_is_refused(tmp_path):

@@ -95,7 +95,7 @@ def test_time_and_step_size_became_one_table(graphs):
 
 
 def test_the_shortcut_arm_computes_nothing_twice():
-    """One forward per step, and nothing for the history, the guidance or a scale of one."""
+    """One forward per step, and nothing for the history or the guidance."""
     both = [onnx.load_from_string(export(toy_system(arm=arm), "unet")).graph for arm in ARMS]
     diffusion, shortcut = ([node.op_type for node in graph.node] for graph in both)
     assert len(shortcut) < len(diffusion)
@@ -109,8 +109,8 @@ def test_what_is_fixed_leaves_no_nodes():
         onnx.load_from_string(export(one, "unet")).graph
         for one in (toy_system(arm="shortcut"), system, toy_system(arm="shortcut", weight=0.0, weights=(0.0, 0.0)))
     )
-    assert [len(free.node) - len(graph.node) for graph in (fixed, none)] == [1, 3]
-    assert "prior_weight" not in [value.name for value in fixed.input]
+    assert len(free.node) > len(fixed.node) > len(none.node)
+    assert "prior_weight" not in [value.name for graph in (fixed, none) for value in graph.input]
     assert not any(t.name == "prior" for t in none.initializer)
 
 

@@ -41,10 +41,19 @@ def made_shortcut():
 
 def spoil(data, name, factor, column=None):
     """The graph with a constant, or one column of its table, multiplied by a factor."""
+
+    def multiply(value):
+        value[(slice(None), column) if column is not None else ...] *= np.float32(factor)
+
+    return changed(data, name, multiply)
+
+
+def changed(data, name, change):
+    """The graph with a constant that `change` has worked on in place."""
     model = onnx.load_from_string(data)
     (tensor,) = (t for t in model.graph.initializer if t.name == name)
     wrong = onnx.numpy_helper.to_array(tensor).copy()
-    wrong[(slice(None), column) if column is not None else ...] *= np.float32(factor)
+    change(wrong)
     tensor.CopyFrom(onnx.numpy_helper.from_array(wrong, name))
     return model.SerializeToString()
 
@@ -73,9 +82,14 @@ def test_parity_notices_a_wrong_coefficient(request, arm, coefficient, factor, p
 
 
 def test_parity_notices_another_step_size(made_shortcut):
-    """What the residual blocks add for the step: here of the other row."""
+    """What the residual blocks add for the step: here that of the row before, where only the level differs."""
     system, rows, graphs = made_shortcut
-    unet = spoil(graphs["unet"], "rows.table", 1.01, slice(0, 16))
+    blocks = column_of(system, rows, "P")  # the coefficients come after the constants of the blocks
+
+    def shift(table):
+        table[:, :blocks] = np.roll(table[:, :blocks], 1, axis=0)
+
+    unet = changed(graphs["unet"], "rows.table", shift)
     with pytest.raises(ParityFailed, match=r"unet.*differs"):
         check_parity(system, rows, {**graphs, "unet": unet})
 

@@ -303,8 +303,26 @@ def test_an_option_of_one_value_is_no_input():
 def test_a_fixed_prior_may_have_any_mode(mode):
     value = manifest_dict()
     fold(value, "prior_weight")
-    value["prior"] = {"mode": mode, "weight": 0.5, "min": 0.5, "max": 0.5, "inject": "every"}
-    assert parse(value).prior == PriorSpec(mode, 0.5, 0.5, 0.5, "every")
+    weight = 0.0 if mode == "none" else 0.5
+    value["prior"] = {"mode": mode, "weight": weight, "min": weight, "max": weight, "inject": "every"}
+    assert parse(value).prior == PriorSpec(mode, weight, weight, weight, "every")
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        (("interpolate", 0.5, "start"), "start needs mode add"),
+        (("none", 0.0, "start"), "start needs mode add"),
+        (("none", 0.5, "every"), "mode none has weight 0"),
+    ],
+)
+def test_priors_that_no_graph_has(prior, words):
+    mode, weight, inject = prior
+    value = manifest_dict()
+    fold(value, "prior_weight")
+    value["prior"] = {"mode": mode, "weight": weight, "min": weight, "max": weight, "inject": inject}
+    with pytest.raises(BundleInvalid, match=words):
+        parse(value)
 
 
 def test_steps_that_do_not_look_back_have_no_history():
@@ -320,6 +338,13 @@ def test_steps_that_do_not_look_back_have_no_history():
         parse(value)
 
 
+def test_one_network_is_no_shortcut_and_ddpm():
+    value = manifest_dict()
+    value["step_tables"]["8"]["solver"] = "shortcut"
+    with pytest.raises(BundleInvalid, match="no network serves both"):
+        parse(value)
+
+
 def test_schema_1_is_read_as_schema_2():
     old = parse(manifest_of_schema_1())
     assert old.prior == PriorSpec("add", 0.01, 0.01, 0.01, "every")
@@ -327,6 +352,9 @@ def test_schema_1_is_read_as_schema_2():
     assert old.schema_version == SCHEMA_VERSION
     assert parse_manifest(manifest_to_json(old)) == old
     assert json.loads(manifest_to_json(old))["schema_version"] == SCHEMA_VERSION
+    value = manifest_of_schema_1()
+    value["prior"]["mode"] = "none"  # whose weight, if any, no graph of schema 1 had
+    assert parse(value).prior == PriorSpec("none", 0.0, 0.0, 0.0, "every")
 
 
 def test_schema_1_is_read_strictly():

@@ -213,6 +213,7 @@ def test_prior_weight_matters_where_the_bundle_leaves_it_free(shortcut: Pipeline
     assert levels(base, none) > 0
     assert levels(none, most) > 5
     np.testing.assert_array_equal(base.image, shortcut.generate(voices[0], prior_weight=0.01).image)
+    assert shortcut.generate(voices[0], prior_weight=np.float32(0.1)).prior_weight == 0.1  # a hair above as float64
     for bad in (-0.001, 0.11, float("nan"), "0.01", True):
         with pytest.raises(InvalidArgument, match=r"prior_weight must be a number in 0\.\.0\.1 for the bundle leaper"):
             shortcut.generate(voices[0], prior_weight=bad)  # type: ignore[call-overload]

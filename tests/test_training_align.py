@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from conftest import CORPUS
 
 from runtime.errors import CheckpointInvalid
-from training.align import People, align_loss, attributes_of
+from training.align import People, align_loss, attributes_line, attributes_of
 from training.checkpoint import load_checkpoint, load_pretrained, load_stage, load_system, save_checkpoint
 from training.config import load_config
 from training.data import load_pairs
@@ -58,6 +58,19 @@ def test_ranks_count_who_is_nearer():
     faces = torch.eye(3)
     voices = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0.5, 0.6, 0.4]])
     assert ranks(voices, faces).tolist() == [0, 1, 2]
+    assert ranks(torch.ones(3, 3), faces).tolist() == [2, 2, 2], "who tells nobody apart finds nobody"
+
+
+def test_attributes_line_reads_what_the_layer_says(tmp_path):
+    pairs = load_pairs(CORPUS, "train", 32, tmp_path)
+    layer = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(2) / 2**0.5)
+        layer.bias.copy_(torch.tensor([-0.5, 0.0]))
+    wanted = attributes_of(pairs)
+    assert attributes_line(layer, wanted, pairs).startswith("sex 100.0 %, age ± 0.0 years, 100.0 % within 10")
+    wrong = wanted * torch.tensor([-1.0, 1.0]) + torch.tensor([1.0, 11 / 16])
+    assert attributes_line(layer, wrong, pairs).startswith("sex 0.0 %, age ± 11.0 years, 0.0 % within 10")
 
 
 def test_a_run_hears_with_its_aligned_encoder(trained, tmp_path):
@@ -73,3 +86,24 @@ def test_a_run_hears_with_its_aligned_encoder(trained, tmp_path):
     with pytest.raises(CheckpointInvalid, match="other encoders"):
         load_system(tmp_path)
     load_stage(tmp_path, "decoder")  # builds on faces alone
+
+
+@pytest.mark.parametrize("stage", ["align", "decoder", "shortcut"])
+def test_a_stage_of_the_configuration_is_not_left_out_in_silence(trained, tmp_path, stage):
+    for file in trained.glob("*.safetensors"):
+        if file.stem != stage:
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(CheckpointInvalid, match=f"{stage}.safetensors|other encoders"):
+        load_system(tmp_path)
+    if stage == "shortcut":
+        assert load_system(tmp_path, "diffusion").arm == "diffusion"
+
+
+def test_another_number_of_step_sizes_is_another_network(trained):
+    config = load_checkpoint(trained / "diffusion.safetensors").config
+    other = dataclasses.replace(
+        config, shortcut=dataclasses.replace(config.shortcut, levels=config.shortcut.levels + 1)
+    )
+    load_stage(trained, "prior", other)
+    with pytest.raises(CheckpointInvalid, match="another configuration"):
+        load_stage(trained, "diffusion", other)

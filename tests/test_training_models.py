@@ -136,7 +136,7 @@ def test_colour_difference_sees_hue_and_no_brightness():
 
 def test_missing_lpips_weights_are_said(caplog, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    loss, name = feature_loss("lpips")
+    loss, name = feature_loss("lpips", torch.device("cpu"))
     assert name == "laplacian-pyramid"
     assert loss is laplacian_pyramid
     assert "replaces LPIPS" in caplog.text

@@ -16,7 +16,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.bundle import (
-    MEMORYLESS,
     ConditionSpec,
     FileRef,
     GuidanceSpec,
@@ -30,6 +29,7 @@ from runtime.bundle import (
     manifest_to_json,
     sha256_hex,
     stage_tensors,
+    takes_history,
 )
 
 LATENT = LatentSpec(4, 4, 4)
@@ -51,8 +51,8 @@ class Arm:
     @property
     def tensors(self) -> dict[str, tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]]:
         """The contract's tensors of a bundle of this kind."""
-        history = self.solver not in MEMORYLESS
-        return stage_tensors(LATENT, IMAGE, CONDITION, self.prior, self.guidance, history=history)
+        shapes = LATENT, IMAGE, CONDITION
+        return stage_tensors(*shapes, self.prior, self.guidance, history=takes_history(self.solver))
 
 
 DIFFUSION = Arm("ddim", PriorSpec("none", 0.0, 0.0, 0.0, "every"), GuidanceSpec(1.5, 0.0, 4.0))

@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from export.modules import StepRows
-from export.options import Sampling
 from export.pipeline import contract_of
+from training.arms import GUIDANCE
 from training.checkpoint import Origin, System
 from training.config import config_from_dict
 from training.sampling import alphas_cumprod
@@ -139,5 +139,4 @@ def toy_rows(system: System, steps: Sequence[int] = (2, 4), solver: str | None =
 
 def toy_tensors(system: System, rows: StepRows) -> dict[str, Any]:
     """(inputs, outputs) of every stage of an exported toy."""
-    sampling = Sampling(tuple(rows.tables), max(rows.tables), "", 2.0)
-    return contract_of(system, rows, sampling).tensors
+    return contract_of(system, rows, GUIDANCE).tensors

@@ -62,7 +62,7 @@ def align(config: Config, corpus: Path, run: Path) -> Path:
     ).to(device)
     model["temperature"].load_state_dict(pretrained.group("temperature"))
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    logger.info("before: %s", retrieval_line(ranks(heard(model["speech"], val, device), val_gallery)))
+    logger.info("before: %s", retrieval_line(ranks(embeddings_of(model["speech"], val, device), val_gallery)))
 
     def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
         rows = train.draw(rng, settings.batch)
@@ -71,14 +71,16 @@ def align(config: Config, corpus: Path, run: Path) -> Path:
 
     def sheet() -> Image.Image:
         """Validation faces, and under each the face of the training set that its voice calls first."""
-        voices = heard(model["speech"], val, device, 8)
+        voices = embeddings_of(model["speech"], val, device, 8)
         called = (voices @ gallery.T).argmax(dim=1).cpu().numpy()
         return grid([val.faces(range(len(voices))), train.faces(called)])
 
     origin = dataclasses.replace(pretrained.origin, parent=encoders_hash(run, "align"))
     stage = Stage("align", config, settings.steps, model, optimiser, loss, sheet, origin)
     run_stage(stage, run)
-    logger.info("after: %s", retrieval_line(ranks(heard(model["speech"], val, device), val_gallery)))
+    embeddings = embeddings_of(model["speech"], val, device)
+    logger.info("after, all portraits of the person: %s", retrieval_line(ranks(embeddings, val_gallery)))
+    logger.info("read from the embedding: %s", attributes_line(model["attributes"], embeddings, val))
     path = run / "align.safetensors"
     tensors = {f"speech.{name}": value for name, value in model["speech"].state_dict().items()}
     save_checkpoint(path, Checkpoint(tensors, config, "align", stage.steps, origin))
@@ -103,15 +105,32 @@ def align_loss(config: Config, model: nn.ModuleDict, pcm: Tensor, people: People
     embedding = embedding.float()
     scale = model["temperature"].value.clamp(max=MAX_LOGIT_SCALE).exp()
     identity = cross_entropy(embedding @ people.gallery.T * scale, rows, label_smoothing=config.align.label_smoothing)
-    sex, age = model["attributes"](embedding * config.embedding**0.5).unbind(dim=1)
+    sex, age = read_attributes(model["attributes"], embedding)
     wanted = people.attributes[rows]
-    told = binary_cross_entropy_with_logits(sex, wanted[:, 0]) + mse_loss(age, wanted[:, 1])
-    total = identity + config.align.attribute_weight * told
-    return {"loss": total, "identity": identity, "attributes": told}
+    attributes = binary_cross_entropy_with_logits(sex, wanted[:, 0]) + mse_loss(age, wanted[:, 1])
+    total = identity + config.align.attribute_weight * attributes
+    return {"loss": total, "identity": identity, "attributes": attributes}
+
+
+def read_attributes(layer: nn.Module, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """Logit of being a man and scaled age, float32 [n] each, of unit embeddings [n, E]."""
+    sex, age = layer(embedding * embedding.shape[1] ** 0.5).unbind(dim=1)
+    return sex, age
 
 
 @torch.no_grad()
-def heard(speech: nn.Module, pairs: Pairs, device: torch.device, count: int | None = None) -> Tensor:
+def attributes_line(layer: nn.Module, embeddings: Tensor, pairs: Pairs) -> str:
+    """How well sex and age of a split are read from its voices."""
+    sex, age = (value.cpu() for value in read_attributes(layer, embeddings))
+    wanted = attributes_of(pairs)
+    right = 100 * float(((sex > 0) == (wanted[:, 0] > 0)).float().mean())
+    errors = AGE_SPREAD * (age - wanted[:, 1]).abs()
+    within = 100 * float((errors <= 10).float().mean())
+    return f"sex {right:.1f} %, age ± {float(errors.mean()):.1f} years, {within:.1f} % within 10 (n = {len(pairs)})"
+
+
+@torch.no_grad()
+def embeddings_of(speech: nn.Module, pairs: Pairs, device: torch.device, count: int | None = None) -> Tensor:
     """Embeddings of each identity's first window, float32 [n, E]; leaves the encoder's mode as it was."""
     training = speech.training
     speech.eval()

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from runtime.errors import CheckpointInvalid, ConfigInvalid, OutputUnwritable
+from training.arms import ARMS
 from training.config import Config, config_from_dict, config_to_dict
 from training.models.denoiser import Denoiser
 from training.models.face import build_face_decoder, build_face_encoder, build_slim_decoder
@@ -39,7 +40,6 @@ STAGES = {  # in order; which parts of the configuration decide on a stage's wei
     "decoder": (*_BASE, "decoder"),
 }
 HEARS = ("diffusion", "shortcut")  # stages that build on the speech encoder, aligned or not; the others on faces alone
-ARMS = ("shortcut", "diffusion")
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,8 @@ def encoders_hash(run: Path, stage: str) -> str:
 def same_weights(a: Config, b: Config, stage: str) -> bool:
     """Whether two configurations describe the same networks and objective up to `stage` (logging rates may differ)."""
     parts = STAGES.get(stage, _BASE)  # the judge is no stage of a run, but trains with the same loop
+    if stage == "diffusion" and a.step_sizes != b.step_sizes:
+        return False  # the network has an embedding for each
     return all(getattr(a, name) == getattr(b, name) for name in parts)
 
 
@@ -190,14 +192,19 @@ class System:
     schedules: Mapping[int, Schedule] = field(default_factory=dict)  # searched ones, by number of steps
 
     def table(self, steps: int, solver: str) -> StepTable:
-        """The table of `steps` steps: the searched schedule where there is one, else an even one.
+        """The table of `steps` steps: the searched schedule where there is one for this solver, else an even one.
 
         `solver`: "shortcut" for the shortcut arm, one of DDPM's for the other. Raises ConfigInvalid.
         """
+        found = self.schedules[steps] if self.searched(steps, solver) else None
         if self.arm == "shortcut":
-            return shortcut_table(self.alphas_cumprod, self.schedules.get(steps, (1 / max(steps, 1),) * steps))
-        (spacing,) = self.schedules.get(steps, (1.0,))
+            return shortcut_table(self.alphas_cumprod, found or (1 / max(steps, 1),) * steps)
+        (spacing,) = found or (1.0,)
         return step_table(self.alphas_cumprod, steps, solver, self.prediction, spacing)
+
+    def searched(self, steps: int, solver: str) -> bool:
+        """Whether a schedule of so many steps was searched for this solver."""
+        return steps in self.schedules and solver == ARMS[self.arm].solvers[0]
 
     @property
     def name(self) -> str:
@@ -221,7 +228,9 @@ class System:
 
     @property
     def prior_weight(self) -> float:
-        """The default weight."""
+        """The default weight; 0 where there is no prior."""
+        if self.prior_mode == "none":
+            return 0.0
         return self.config.shortcut.prior_weight if self.arm == "shortcut" else self.config.diffusion.prior_weight
 
     @property
@@ -245,7 +254,10 @@ class System:
 def load_pretrained(
     run: Path, config: Config | None = None, corpus: str | None = None, *, aligned: bool = True
 ) -> tuple[Checkpoint, nn.Module, nn.Module, nn.Module]:
-    """The pretrain checkpoint, speech encoder, face encoder and face decoder; the first as aligned where it was."""
+    """The pretrain checkpoint, speech encoder, face encoder and face decoder.
+
+    `aligned`: the speech encoder as the align stage left it, where the configuration has that stage.
+    """
     checkpoint = load_stage(run, "pretrain", config, corpus)
     builders: dict[str, Any] = {
         "speech": build_speech_encoder,
@@ -255,23 +267,23 @@ def load_pretrained(
     speech, encoder, decoder = (
         restore(build(checkpoint.config), checkpoint.group(key), key) for key, build in builders.items()
     )
-    if aligned and (run / "align.safetensors").exists():
+    if aligned and checkpoint.config.align.steps:
         restore(speech, load_stage(run, "align", config, corpus).group("speech"), "speech")
     return checkpoint, speech, encoder, decoder
 
 
 def load_system(run: str | Path, arm: str = "auto") -> System:
-    """A trained run folder; "auto" takes the shortcut arm where it is trained, and the slim decoder likewise.
+    """A trained run; "auto" takes the shortcut arm where the configuration has it, and the slim decoder likewise.
 
     Raises CheckpointInvalid, which says what is missing or does not fit.
     """
     run = Path(run)
+    config = load_stage(run, "diffusion").config
     if arm == "auto":
-        arm = "shortcut" if (run / "shortcut.safetensors").exists() else "diffusion"
-    trained = load_stage(run, arm)
-    config = trained.config
+        arm = "shortcut" if config.shortcut.steps else "diffusion"
+    trained = load_stage(run, arm, config)
     pretrain, speech, _, decoder = load_pretrained(run, config)
-    if (run / "decoder.safetensors").exists():
+    if config.decoder.steps:
         slim = load_stage(run, "decoder", config)
         decoder = restore(build_slim_decoder(config), slim.group("decoder"), "decoder")
     prior = load_stage(run, "prior", config)

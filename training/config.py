@@ -13,7 +13,8 @@ from typing import Any
 
 from runtime.errors import ConfigInvalid
 from runtime.specs import PRIOR_MODES
-from training.sampling import PREDICTIONS, SCHEDULES
+from training.arms import GUIDANCE
+from training.sampling import PREDICTIONS, SCHEDULES, alphas_cumprod, shortcut_table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -132,7 +133,7 @@ class ShortcutConfig:
     ema: float = 0.999
     levels: int = 5  # step sizes 1, 1/2 … 2^(1-levels); twice the finest's number of steps is the teacher's
     bootstrap: float = 0.5  # share of a batch that learns these sizes; the rest is plain flow matching
-    guidance: float = 2.0  # folded into the steps of these sizes
+    guidance: float = GUIDANCE  # folded into the steps of these sizes
     condition_dropout: float = 0.1
     prior_weights: tuple[float, ...] = (0.0, 0.1)  # the range w is drawn from in x_1 = eps + w·prior, and served in
     prior_weight: float = 0.01  # served by default
@@ -174,6 +175,11 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    @property
+    def step_sizes(self) -> int:
+        """How many step sizes the denoiser tells apart: the flow itself and the leaps; 0 where it need not."""
+        return self.shortcut.levels + 1 if self.shortcut.steps else 0
 
 
 CHOICES = {
@@ -235,7 +241,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "shortcut.lr": (1e-9, 1.0),
     "shortcut.ema": (0.0, 0.999999),
     "shortcut.levels": (1, 10),
-    "shortcut.bootstrap": (0.0, 1.0),
+    "shortcut.bootstrap": (0.05, 0.95),
     "shortcut.guidance": (0.0, 100.0),
     "shortcut.condition_dropout": (0.0, 0.999),
     "shortcut.prior_weights": (0.0, 0.999),
@@ -346,6 +352,10 @@ def _check(config: Config) -> None:
         raise ConfigInvalid("shortcut.prior_weights must be [lowest, highest], with shortcut.prior_weight among them")
     if config.shortcut.steps and config.diffusion.prediction != "v":
         raise ConfigInvalid('the shortcut stage starts from a network with diffusion.prediction "v"; set that')
+    if config.shortcut.steps:
+        finest = 2 ** (config.shortcut.levels - 1)  # steps; refused where the schedule has too little noise for them
+        alpha_bar = alphas_cumprod(config.diffusion.schedule, config.diffusion.timesteps)
+        shortcut_table(alpha_bar, (1 / finest,) * finest)
     _check_geometry(config)
 
 

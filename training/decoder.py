@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from training.checkpoint import Checkpoint, encoders_hash, load_pretrained, save_checkpoint
 from training.config import Config, DecoderConfig
@@ -39,7 +40,7 @@ def decoder(config: Config, corpus: Path, run: Path) -> Path:
     Raises CheckpointInvalid, CorpusInvalid, OutputUnwritable, TrainingDiverged.
     """
     settings, key = config.decoder, fingerprint(read_corpus(corpus))
-    pretrained, _, encoder, teacher = load_pretrained(run, config, key)
+    pretrained, _, encoder, teacher = load_pretrained(run, config, key, aligned=False)
     device = device_of_training()
     train, val = (load_pairs(corpus, split, config.face.size, run / "cache") for split in ("train", "val"))
     latents, val_latents = (
@@ -48,7 +49,7 @@ def decoder(config: Config, corpus: Path, run: Path) -> Path:
     torch.manual_seed(config.seed)
     slim = build_slim_decoder(config)
     model = nn.ModuleDict({"decoder": slim, "critic": PatchCritic()}).to(device, memory_format=torch.channels_last)
-    perceptual, perceptual_name = feature_loss(config.pretrain.feature_loss)
+    perceptual, perceptual_name = feature_loss(config.pretrain.feature_loss, device)
     groups = [{"params": slim.parameters(), "betas": (0.9, 0.99)}, {"params": model["critic"].parameters()}]
     optimiser = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=1e-4, betas=(0.5, 0.99))
     teacher.to(device)
@@ -146,13 +147,16 @@ class PatchCritic(nn.Module):
 
 @torch.no_grad()
 def reconstruction(decode: nn.Module, pairs: Pairs, latents: Faces, device: torch.device) -> str:
-    """PSNR (of 8-bit range, mean over portraits) and the feature loss of what a decoder makes of the true latents."""
+    """Work per portrait (2 FLOP per multiply-add); PSNR (8-bit range, mean over portraits) and feature loss to them."""
     error, feature = [], []
-    perceptual, name = feature_loss("pyramid")
+    perceptual, name = feature_loss("pyramid", device)
     for rows in torch.arange(len(pairs)).split(CHUNK):
         portraits = pairs.faces(rows)
         drawn = decode(latents.latents[rows, 0].to(device)).float().cpu().clamp(-1, 1)
         error.append(((drawn - portraits) / 2).square().mean(dim=(1, 2, 3)))
         feature.append(perceptual(drawn, portraits) * len(rows))
     psnr = float((-10 * torch.log10(torch.cat(error))).mean())
-    return f"PSNR {psnr:.2f} dB, {name} {float(sum(feature)) / len(pairs):.4f} (n = {len(pairs)})"
+    with FlopCounterMode(display=False) as counter:
+        decode(latents.latents[:1, 0].to(device))
+    work = counter.get_total_flops() / 1e9
+    return f"{work:.2f} GFLOP, PSNR {psnr:.2f} dB, {name} {float(sum(feature)) / len(pairs):.4f} (n = {len(pairs)})"

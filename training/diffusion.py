@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from runtime.errors import ConfigInvalid
+from training.arms import ARMS, GUIDANCE
 from training.checkpoint import Checkpoint, encoders_hash, load_pretrained, load_stage, save_checkpoint
 from training.config import Config, DiffusionConfig
 from training.corpus.table import read_corpus
@@ -23,8 +26,6 @@ from training.sampler import guided_network, sample
 from training.sampling import StepTable, alphas_cumprod, step_table
 from training.schedule import SEARCHED, VOICES, Schedule, as_tensors, search, spacings
 from training.sheets import grid
-
-PREVIEW_GUIDANCE = 2.0
 
 
 def diffusion(config: Config, corpus: Path, run: Path) -> Path:
@@ -45,14 +46,10 @@ def diffusion(config: Config, corpus: Path, run: Path) -> Path:
     shift = prior_shift(settings.prior_mode, settings.prior_weight, face_prior.to(device))
 
     def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        rows = torch.from_numpy(rng.integers(len(train.latents), size=settings.batch))
-        view, window = (torch.from_numpy(rng.integers(k, size=settings.batch))
-                        for k in (train.latents.shape[1], train.embeddings.shape[1]))  # fmt: skip
-        latent = ((train.latents[rows, view]).to(device) - mean) / std
-        embedding = train.embeddings[rows, window].to(device)
-        dropped = torch.from_numpy(rng.random(settings.batch) < settings.condition_dropout).to(device)
+        latent, embedding, dropped = train.draw(rng, settings.batch, settings.condition_dropout, device)
+        batch = (latent - mean) / std, embedding, dropped
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            return diffusion_loss(config, model["denoiser"], (latent, embedding, dropped), alpha_bar, shift)
+            return diffusion_loss(config, model["denoiser"], batch, alpha_bar, shift)
 
     decoder.to(device)
 
@@ -92,7 +89,7 @@ def preview(settings: DiffusionConfig, denoiser: Denoiser, val: Encoded, shift: 
     alpha_bar = alphas_cumprod(settings.schedule, settings.timesteps)
     table = step_table(alpha_bar, settings.preview_steps, "dpmpp_2m", settings.prediction)
     shape, device = val.latents[:8, 0].shape, shift[1].device
-    network = guided_network(denoiser, val.embeddings[:8, 0].to(device), shift, PREVIEW_GUIDANCE)
+    network = guided_network(denoiser, val.embeddings[:8, 0].to(device), shift, GUIDANCE)
     noises = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device) for seed in range(2)]
     return [sample(network, noise, table, settings.latent_clip) for noise in noises]
 
@@ -104,11 +101,15 @@ def schedule_of(config: Config, denoiser: Denoiser, val: Encoded, shift: Shift, 
     embedding, noise = voices_and_noise(val, shift[1])
 
     def table(count: int, spacing: float) -> StepTable:
-        return step_table(alpha_bar, count, "dpmpp_2m", settings.prediction, spacing)
+        return step_table(alpha_bar, count, ARMS["diffusion"].solvers[0], settings.prediction, spacing)
 
     fine = table(min(50, settings.timesteps), 1.0)
-    guided = guided_network(denoiser, embedding, shift, PREVIEW_GUIDANCE)
-    return search(guided, noise, {c: table(steps, *c) for c in spacings()}, fine, settings.latent_clip)
+    guided = guided_network(denoiser, embedding, shift, GUIDANCE)
+    candidates = {}
+    for spacing in spacings():
+        with contextlib.suppress(ConfigInvalid):  # of few timesteps, not every spacing has so many steps
+            candidates[spacing] = table(steps, *spacing)
+    return search(guided, noise, candidates, fine, settings.latent_clip)
 
 
 def voices_and_noise(val: Encoded, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,20 @@ class Encoded:
     latents: Tensor
     embeddings: Tensor
 
+    def draw(
+        self, rng: np.random.Generator, batch: int, dropout: float, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A training batch on the device: latents [batch, C, h, w], embeddings [batch, E], which rows lose their voice.
+
+        Any view of the face goes with any window of the voice.
+        """
+        views, windows = self.latents.shape[1], self.embeddings.shape[1]
+        rows, view, window = (
+            torch.from_numpy(rng.integers(k, size=batch)) for k in (len(self.latents), views, windows)
+        )
+        dropped = torch.from_numpy(rng.random(batch) < dropout)
+        return self.latents[rows, view].to(device), self.embeddings[rows, window].to(device), dropped.to(device)
+
 
 def encoded(pairs: Pairs, split: str, run: Path, speech: nn.Module, encoder: nn.Module) -> Encoded:
     """Both sides of a split, by the encoders that `training.checkpoint.load_pretrained` gives."""
@@ -76,7 +90,7 @@ def encoded_voices(pairs: Pairs, split: str, run: Path, speech: nn.Module) -> Te
         return [torch.stack([speech(w.to(device)).cpu() for w in windows], dim=1)]
 
     speech.to(device)
-    path = run / "cache" / f"{split}-voices-{encoders_hash(run, 'diffusion')[:12]}.safetensors"
+    path = run / "cache" / f"{split}-voices{WINDOWS}-{encoders_hash(run, 'diffusion')[:12]}.safetensors"
     return _kept(path, ("embeddings",), len(pairs), encode)["embeddings"]
 
 
@@ -85,7 +99,9 @@ def _kept(
 ) -> dict[str, Tensor]:
     """The tensors of a cache file; where it is missing or damaged they are made anew, `CHUNK` rows at a time."""
     with contextlib.suppress(OSError, SafetensorError):
-        return load_file(path)
+        kept = load_file(path)
+        if all(name in kept and len(kept[name]) == count for name in names):
+            return kept
     bar = tqdm(torch.arange(count).split(CHUNK), f"encode {path.stem}", mininterval=5, ncols=110)
     columns = zip(*(encode(rows) for rows in bar), strict=True)
     made = {name: torch.cat(column) for name, column in zip(names, columns, strict=True)}

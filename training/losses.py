@@ -53,7 +53,7 @@ def colour_difference(a: Tensor, b: Tensor) -> Tensor:
     return ((red - green).abs() + (blue - (red + green) / 2).abs()).mean() / 2
 
 
-def feature_loss(name: str) -> tuple[FeatureLoss, str]:
+def feature_loss(name: str, device: torch.device) -> tuple[FeatureLoss, str]:
     """The perceptual loss and its true name, which checkpoints and logs carry.
 
     LPIPS needs the package `lpips` and AlexNet's weights in torch's hub folder; where they are not on disk the
@@ -67,6 +67,6 @@ def feature_loss(name: str) -> tuple[FeatureLoss, str]:
             logger.warning("package lpips is not installed: the Laplacian pyramid replaces LPIPS as feature loss")
         else:
             if backbone.is_file():
-                return lpips.LPIPS(net="alex", verbose=False), "lpips-alex"
+                return lpips.LPIPS(net="alex", verbose=False).to(device), "lpips-alex"
             logger.warning("no %s on disk: the Laplacian pyramid replaces LPIPS as feature loss", backbone)
     return laplacian_pyramid, "laplacian-pyramid"

@@ -42,9 +42,7 @@ def pretrain(config: Config, corpus: Path, run: Path) -> Path:
             "temperature": LogScale(),
         }
     ).to(device, memory_format=torch.channels_last)
-    perceptual, perceptual_name = feature_loss(config.pretrain.feature_loss)
-    if isinstance(perceptual, nn.Module):
-        perceptual.to(device)
+    perceptual, perceptual_name = feature_loss(config.pretrain.feature_loss, device)
     faces = [p for key in ("face_encoder", "face_decoder") for p in model[key].parameters()]
     voices = [p for key in ("speech", "temperature") for p in model[key].parameters()]
     rates = [{"params": faces, "lr": config.pretrain.lr_face}, {"params": voices, "lr": config.pretrain.lr_speech}]
@@ -147,9 +145,12 @@ def retrieval(model: nn.ModuleDict, pairs: Pairs, device: torch.device) -> str:
 
 
 def ranks(speech: Tensor, face: Tensor) -> Tensor:
-    """How many faces are nearer to voice i than its own, int64 [n]; unit embeddings [n, E], row i is one person."""
+    """How many other faces are at least as near to voice i as its own, int64 [n]; unit embeddings [n, E].
+
+    Row i is one person. Equals count against it, so that an encoder that tells nobody apart finds nobody.
+    """
     similarity = speech @ face.T
-    return (similarity > similarity.diagonal()[:, None]).sum(dim=1)
+    return (similarity >= similarity.diagonal()[:, None]).sum(dim=1) - 1
 
 
 def retrieval_line(rank: Tensor) -> str:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def prior(config: Config, corpus: Path, run: Path) -> Path:
     """Writes RUN/prior.safetensors with the prior of the largest count and the table of distances between counts."""
-    pretrained, _, encoder, _ = load_pretrained(run, config, fingerprint(read_corpus(corpus)))
+    pretrained, _, encoder, _ = load_pretrained(run, config, fingerprint(read_corpus(corpus)), aligned=False)
     train = load_pairs(corpus, "train", config.face.size, run / "cache")
     device = device_of_training()
     latents = normalised_latents(encoder.to(device), train, pretrained.tensors, device)

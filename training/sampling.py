@@ -103,7 +103,10 @@ def shortcut_table(alpha_bar: Float64, sizes: Sequence[float]) -> StepTable:
         raise ConfigInvalid(f"step sizes {tuple(sizes)} must be powers of 1/2 that sum to 1")
     t = 1 - np.append(0, np.cumsum(d)[:-1])
     n = np.hypot(1 - t, t)
-    columns = flow_timestep(alpha_bar, t), levels, 1 / n, (1 - t) / n**2, -t / n, 1 - d / t, d / t, np.zeros_like(d)
+    timesteps = flow_timestep(alpha_bar, t)
+    if np.any(np.diff(timesteps) >= 0):
+        raise ConfigInvalid(f"step sizes {tuple(sizes)} are finer than the noisy end of the schedule; use larger ones")
+    columns = timesteps, levels, 1 / n, (1 - t) / n**2, -t / n, 1 - d / t, d / t, np.zeros_like(d)
     return StepTable("shortcut", *(np.asarray(c, dtype=np.float32) for c in columns))
 
 

@@ -17,7 +17,7 @@ from training.sampling import StepTable
 
 logger = logging.getLogger(__name__)
 
-SEARCHED = (4, 8)
+SEARCHED = (4, 8, 25)
 SPACINGS = (0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 VOICES = 32
 

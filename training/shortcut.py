@@ -4,6 +4,9 @@ The path is x_t = (1 - t) x_0 + t x_1 with the face prior in its source, x_1 = e
 served range. The network is the diffusion stage's, which is a flow model already (`training.sampling.shortcut_table`);
 it learns to leap: a step of size d must land where two steps of d/2 land. The smallest steps learn from two guided
 steps of the flow itself, so that guidance is folded in and serving needs one forward per step.
+
+Otherwise than in the paper the targets come from the weights being trained, not from averaged ones, half of a batch
+learns to leap, and the flow itself (level 0) is a step size of its own.
 """
 
 from __future__ import annotations
@@ -61,20 +64,17 @@ def shortcut(config: Config, corpus: Path, run: Path) -> Path:
     mean, std = (pretrained.tensors[name].view(1, -1, 1, 1).to(device) for name in ("latent_mean", "latent_std"))
     denoiser = Denoiser(config)
     restore(denoiser, start.group("denoiser"), "denoiser")
+    leap_as_it_flows(denoiser)
     model = nn.ModuleDict({"denoiser": denoiser}).to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=1e-4)
     flow = Flow(config, denoiser)
     source_prior = face_prior.to(device)
 
     def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
-        views, windows = train.latents.shape[1], train.embeddings.shape[1]
-        rows, view, window = (rng.integers(k, size=settings.batch) for k in (len(train.latents), views, windows))
-        x0 = (train.latents[rows, view].to(device) - mean) / std
-        batch = Batch(
-            x0, source(torch.randn_like(x0), source_prior, settings.prior_weights, rng),
-            train.embeddings[rows, window].to(device),
-            torch.from_numpy(rng.random(settings.batch) < settings.condition_dropout).to(device),
-        )  # fmt: skip
+        latent, embedding, dropped = train.draw(rng, settings.batch, settings.condition_dropout, device)
+        x0 = (latent - mean) / std
+        x1 = source(torch.randn_like(x0), source_prior, settings.prior_weights, rng)
+        batch = Batch(x0, x1, embedding, dropped)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             return shortcut_loss(flow, batch, rng)
 
@@ -93,6 +93,13 @@ def shortcut(config: Config, corpus: Path, run: Path) -> Path:
     save_checkpoint(path, Checkpoint(tensors, config, "shortcut", stage.steps, origin))
     clear_state(stage, run)
     return path
+
+
+@torch.no_grad()
+def leap_as_it_flows(denoiser: Denoiser) -> None:
+    """Every step size starts with what the diffusion stage learnt for level 0, so that none disturbs the network."""
+    sizes = denoiser.unet.class_embedding.weight
+    sizes[1:] = sizes[0]
 
 
 def source(noise: Tensor, prior: Tensor, weights: tuple[float, ...], rng: np.random.Generator) -> Tensor:
@@ -140,13 +147,13 @@ class Flow:
 def shortcut_loss(flow: Flow, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
     """Flow matching on the first rows of the batch, self-consistency on the last (`bootstrap` of them)."""
     n = len(batch.x0)
-    leaps = round(flow.settings.bootstrap * n)
-    first, last = slice(n - leaps), slice(n - leaps, n)
-    k = rng.integers(1, flow.settings.levels + 1, size=leaps)
+    leaping = round(flow.settings.bootstrap * n)
+    first, last = slice(n - leaping), slice(n - leaping, n)
+    k = rng.integers(1, flow.settings.levels + 1, size=leaping)
     size = 0.5 ** (k - 1.0)
     t_leap = size * rng.integers(1, (1 / size).astype(np.int64) + 1)
-    t = np.concatenate([1 - rng.random(n - leaps), t_leap])  # in (0, 1]
-    level = np.concatenate([np.zeros(n - leaps, dtype=np.int64), k])
+    t = np.concatenate([1 - rng.random(n - leaping), t_leap])  # in (0, 1]
+    level = np.concatenate([np.zeros(n - leaping, dtype=np.int64), k])
     x = _rows(1 - t, batch.x0) * batch.x0 + _rows(t, batch.x1) * batch.x1
     tokens = flow.denoiser.tokens(batch.embedding)
     free = torch.where(batch.dropped[first, None, None], flow.denoiser.null_tokens, tokens[first])
@@ -179,8 +186,8 @@ def schedule_of(config: Config, denoiser: Denoiser, val: Encoded, prior: Tensor,
     embedding, noise = voices_and_noise(val, prior)
     fine = shortcut_table(alpha_bar, leaps(2 ** (levels - 1), levels)[0])
     tables = {sizes: shortcut_table(alpha_bar, sizes) for sizes in leaps(steps, levels)}
-    source = noise + config.shortcut.prior_weight * prior
-    return search(folded_network(denoiser, embedding), source, tables, fine, config.diffusion.latent_clip)
+    start = noise + config.shortcut.prior_weight * prior
+    return search(folded_network(denoiser, embedding), start, tables, fine, config.diffusion.latent_clip)
 
 
 def _rows(values: NDArray[np.float64], like: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from runtime.errors import InvalidArgument
 from runtime.noise import seeded_noise
-from training.checkpoint import ARMS, STAGES, System, load_pretrained, load_system
+from training.arms import ARMS, GUIDANCE
+from training.checkpoint import STAGES, System, load_pretrained, load_system
 from training.corpus.table import Corpus, Identity
 from training.data import read_portrait
 from training.evaluate.protocol import Pixels
@@ -22,10 +23,7 @@ from training.loop import device_of_training
 from training.prior_shift import prior_shift
 from training.sampler import folded_network, guided_network, sample
 
-ARM_STEPS = {"shortcut": (1, 2, 4, 8), "diffusion": (1, 2, 4, 8, 25)}
-DEFAULT_STEPS = {"shortcut": 4, "diffusion": 8}
-SOLVERS = {"shortcut": "shortcut", "diffusion": "dpmpp_2m"}
-GUIDANCE = 2.0  # where it is free
+STEPS = (1, 2, 4, 8, 25)
 CHUNK = 32
 
 
@@ -41,11 +39,12 @@ class RunPainter:
         limit = len(system.alphas_cumprod)
         if system.arm == "shortcut":
             limit = 2 ** (system.config.shortcut.levels - 1)
-        self.steps = tuple(n for n in ARM_STEPS[self.name] if n <= limit)
-        self.default_steps = max(n for n in self.steps if n <= DEFAULT_STEPS[self.name])
+        arm = ARMS[self.name]
+        self.steps, self.solver = tuple(n for n in STEPS if n <= limit), arm.solvers[0]
+        self.default_steps = max(n for n in self.steps if n <= arm.default_steps)
         self.prior_weight, self.prior_weights = system.prior_weight, system.prior_weights
         self.guidance = GUIDANCE if system.guidance is None else system.guidance
-        self.facts: Mapping[str, Any] = {"solver": SOLVERS[self.name], "guidance": self.guidance}
+        self.facts: Mapping[str, Any] = {"solver": self.solver, "guidance": self.guidance}
         self._embeddings: dict[bytes, Tensor] = {}
 
     @torch.no_grad()
@@ -58,7 +57,7 @@ class RunPainter:
         shape = tuple(self.system.prior.shape)
         noise = torch.from_numpy(np.stack([seeded_noise(seed, shape) for seed in seeds])).to(self.device)
         embedding = torch.stack([self._embed(one) for one in pcm])
-        table = self.system.table(steps, SOLVERS[self.name])
+        table = self.system.table(steps, self.solver)
         parts = [
             self._draw(noise[i : i + CHUNK], embedding[i : i + CHUNK], table, weight) for i in range(0, len(pcm), CHUNK)
         ]

@@ -37,9 +37,9 @@ class Denoiser(nn.Module):
             cross_attention_dim=diffusion.token_width,
             attention_head_dim=tuple(width // diffusion.head_width for width in diffusion.channels),
             norm_num_groups=diffusion.norm_groups,
-            num_class_embeds=config.shortcut.levels + 1 if config.shortcut.steps else None,
+            num_class_embeds=config.step_sizes or None,
         )
-        if self.unet.class_embedding is not None:  # the step size is told to a trained network without disturbing it
+        if self.unet.class_embedding is not None:  # without effect until the shortcut stage tells step sizes apart
             nn.init.zeros_(self.unet.class_embedding.weight)
 
     def tokens(self, embedding: Tensor) -> Tensor:
