@@ -38,7 +38,7 @@ class BundlePainter:
         self.facts = {"solver": "/".join(sorted(solvers)), "guidance": manifest.guidance.default}
 
     def paint(
-        self, pcm: NDArray[np.float32], seeds: Sequence[int], steps: int, prior_weight: float | None
+        self, pcm: NDArray[np.float32], seeds: Sequence[int], steps: int, prior_weight: float
     ) -> NDArray[np.uint8]:
         """pcm float32 [n, 96000], one seed per row → portraits uint8 [n, H, W, 3]."""
         speeches: list[Any] = [(one, RATE) for one in pcm]

@@ -156,9 +156,9 @@ def test_recordings_are_those_of_unheard_speakers(speech, evaluation):
 
 
 def test_recordings_of_another_corpus_are_refused(speech):
-    other = dataclasses.replace(made_from(speech), info={"sources": {"speech": "0" * 64}})
-    with pytest.raises(CorpusInvalid, match="may have heard"):
-        recordings(speech, other)
+    for info in ({"sources": {"speech": "0" * 64}}, {}):
+        with pytest.raises(CorpusInvalid, match="may have heard"):
+            recordings(speech, dataclasses.replace(made_from(speech), info=info))
     test = next(name for name, split in assign_splits(read_speakers(speech)).items() if split == "test")
     heard = [dataclasses.replace(one, speaker=test) for one in read_corpus(CORPUS).split("train")]
     with pytest.raises(CorpusInvalid, match="test speakers"):
@@ -169,6 +169,7 @@ FACTS = {
     "seed": 5, "seeds": [5, 6], "voices": 10, "recordings": 0, "real_views": "the same picture, mirrored",
     "galleries": {"count": 1, "size": 10},
     "chance_percent": {str(k): min(10.0 * k, 100) for k in (1, 2, 5, 10, 20, 50)},
+    "speakers": 7, "corpus": {"table_sha256": "ef" * 32},
     "judge": {"name": "s2f-judge-1", "sha256": "cd" * 32, "accuracy": TRUTH},
     "arms": [{"name": "flat", "identity": "ab" * 32, "facts": Painter.facts}],
 }  # fmt: skip
@@ -197,22 +198,35 @@ def test_the_report_is_the_same_bytes_again(result, tmp_path):
 
 def test_every_table_says_how_well_the_judge_reads(result):
     text = report.quality_markdown(result) + report.prior_markdown(result)
-    tables = [part for part in text.split("\n\n") if part.startswith("| portraits")]
+    tables = [part for part in text.split("\n\n") if part.startswith("| arm")]
     captions = [
         before for before, part in zip(text.split("\n\n"), text.split("\n\n")[1:], strict=False) if part in tables
     ]
-    assert len(tables) == 4
+    assert len(tables) == 5
     assert all("99.5 % sex, age ± 3.2 years, 97.0 % within 10" in caption for caption in captions)
     assert "of 10 people; chance: R@1 10 %, R@2 20 %" in text
     assert "unit length" in text
     assert "ab" * 32 in text
-    assert "| real portraits | – | – | 10 |" in text
-    assert "| flat | 4 | 0.01 | 20 |" in text
+    assert "| real portraits | – | – | 10 | 10 |" in text
+    assert "| flat | 4 | 0.01 | 10 | 20 |" in text
+    assert "recordings of 7 people" in text
+    assert all(known in text for known in ("s2f-judge-1 (cdcdcdcdcdcd)", "corpus efefefefefef"))
+
+
+def test_few_steps_are_compared_with_the_most(result):
+    few, most = (row for row in result.rows if row.steps)
+    worse = dataclasses.replace(few, values=few.values | {"kid": 6.0, "cosine": 0.45})
+    best = dataclasses.replace(most, arm="best", steps=25, values=most.values | {"kid": 4.0, "cosine": 0.5})
+    text = report.quality_markdown(dataclasses.replace(result, rows=(result.rows[0], worse, best)))
+    table = text.split("## Against best with 25 steps")[1]
+    assert "| flat | 1 | 0.01 | 10 | 20 | 50.0 | -10.0 |" in table
+    assert "| best | 25 | 0.01 | 10 | 20 | 0.0 | 0.0 |" in table
+    assert "real portraits" not in table
 
 
 def test_csv_and_json_hold_the_same_numbers(result):
     rows = list(csv.DictReader(report.as_csv(result.rows, report.ALL).splitlines()))
-    assert [row["portraits"] for row in rows] == ["real portraits", "another's portrait", "flat", "flat"]
+    assert [row["arm"] for row in rows] == ["real portraits", "another's portrait", "flat", "flat"]
     assert float(rows[3]["R@1, %"]) == 100
     assert (rows[0]["steps"], rows[1]["FID"]) == ("", "")
     read = json.loads(report.as_json(result))
@@ -230,4 +244,4 @@ def test_recordings_have_a_table_of_their_own(result):
     recorded = dataclasses.replace(result.rows[-1], voices="recordings", values={"sex": 50.0})
     text = report.quality_markdown(dataclasses.replace(result, rows=(*result.rows, recorded)))
     assert "## Real recordings" in text
-    assert text.count("| flat | 4 |") == 3 + 1
+    assert text.count("| flat | 4 |") == 4 + 1

@@ -20,7 +20,7 @@ import runtime
 from runtime.audio import load_speech
 from runtime.errors import CheckpointInvalid, CorpusInvalid, InvalidArgument, OutputUnwritable
 from runtime.noise import seeded_noise
-from training.checkpoint import Origin, load_system
+from training.checkpoint import Origin, load_checkpoint, load_system
 from training.cli import main
 from training.corpus.table import read_corpus
 from training.evaluate.judge import Judge, JudgeNetwork, attributes_of, save_judge
@@ -51,14 +51,18 @@ def pcm():
     return np.stack([load_speech(corpus.clip_paths(identity)[0]) for identity in corpus.identities[:2]])
 
 
-@pytest.fixture(scope="module")
-def quality():
-    """benchmarks/quality.py as a module."""
-    path = Path(__file__).parents[1] / "benchmarks" / "quality.py"
-    spec = importlib.util.spec_from_file_location("quality", path)
+def benchmark(name):
+    """A script of benchmarks/ as a module."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def quality():
+    return benchmark("quality")
 
 
 def test_a_run_paints_with_every_trained_arm(painters):
@@ -78,10 +82,10 @@ def test_portraits_follow_voice_and_seed_and_nothing_else(trained, pcm, arm):
     with torch.no_grad():
         system.denoiser.project.weight.mul_(100)  # after a moment of training, voices change less than a grey level
     painter = RunPainter(dataclasses.replace(system, latent_std=100 * system.latent_std), "loud")
-    both = painter.paint(np.repeat(pcm, 2, axis=0), [3, 4, 3, 4], 2, None)
+    both = painter.paint(np.repeat(pcm, 2, axis=0), [3, 4, 3, 4], 2, system.prior_weight)
     assert both.shape == (4, 32, 32, 3)
     assert both.dtype == np.uint8
-    alone = painter.paint(pcm[1:], [4], 2, None)
+    alone = painter.paint(pcm[1:], [4], 2, system.prior_weight)
     assert np.abs(both[3].astype(int) - alone[0]).max() <= 1
     assert not np.array_equal(both[0], both[1])
     assert not np.array_equal(both[0], both[2])
@@ -96,7 +100,7 @@ def test_the_noise_is_the_runtime_s(painters, pcm):
         latent = sample(folded_network(system.denoiser, embedding), x, table, system.config.diffusion.latent_clip)
         face = system.face_decoder(latent * system.latent_std.view(1, -1, 1, 1) + system.latent_mean.view(1, -1, 1, 1))
     expected = ((face.clamp(-1, 1) + 1) * 127.5).round()[0].permute(1, 2, 0).numpy()
-    assert np.abs(expected - painters["shortcut"].paint(pcm[:1], [9], 2, None)[0]).max() <= 1
+    assert np.abs(expected - painters["shortcut"].paint(pcm[:1], [9], 2, system.prior_weight)[0]).max() <= 1
 
 
 def test_the_prior_s_weight_is_heard_where_it_may_vary(painters, pcm):
@@ -104,8 +108,6 @@ def test_the_prior_s_weight_is_heard_where_it_may_vary(painters, pcm):
     # A network of a few steps hardly hears a small shift, so here the prior is a large one.
     loud = RunPainter(dataclasses.replace(shortcut.system, prior=100 * shortcut.system.prior), "loud")
     assert not np.array_equal(*(loud.paint(pcm[:1], [1], 1, weight) for weight in (0.0, 0.1)))
-    default = shortcut.paint(pcm[:1], [1], 1, None)
-    np.testing.assert_array_equal(default, shortcut.paint(pcm[:1], [1], 1, shortcut.prior_weight))
     diffusion.paint(pcm[:1], [1], 1, diffusion.prior_weight)
     for painter, weight in ((shortcut, 0.9), (diffusion, 0.5)):
         with pytest.raises(InvalidArgument, match="prior weight"):
@@ -119,7 +121,8 @@ def test_an_arm_is_known_by_what_it_paints_with(trained, tmp_path):
     (run / "shortcut.safetensors").unlink()
     assert run_identity(run, "diffusion") == before
     assert [painter.name for painter in run_painters(run)] == ["diffusion"]
-    (run / "decoder.safetensors").unlink()
+    decoder = run / "decoder.safetensors"
+    decoder.write_bytes(decoder.read_bytes() + b" ")
     assert run_identity(run, "diffusion") != before
 
 
@@ -185,3 +188,41 @@ def test_bundles_are_measured_side_by_side(quality, judge_file, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["quality.py", *map(str, again), *options, "--out", str(tmp_path / "report")])
     assert quality.main() == InvalidArgument.code
     assert "rename" in capsys.readouterr().err
+
+
+def test_every_mode_of_the_prior_is_trained_and_measured(trained, judge_file, tmp_path, monkeypatch, capsys):
+    modes = benchmark("prior_modes")
+    monkeypatch.setattr(modes, "ARMS", (("none", 0.0), ("add", 0.1), ("subtract", 0.1)))
+    options = ["--corpus", str(CORPUS), "--judge", str(judge_file), "--seeds", "1", "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["prior_modes.py", str(trained), *options, "--out", str(tmp_path / "out")])
+    assert modes.main() == 0
+    text = (tmp_path / "out" / "prior-modes.md").read_text(encoding="utf-8")
+    assert all(f"| {mode} | 8 | {weight} | 2 | 2 |" in text for mode, weight in (("none", 0), ("add", 0.1)))
+    files = [tmp_path / "out" / "runs" / name / "diffusion.safetensors" for name in ("none-0", "add-0.1")]
+    weights = [load_checkpoint(file) for file in files]
+    assert [one.config.diffusion.prior_mode for one in weights] == ["none", "add"]
+    assert any(not torch.equal(value, weights[1].tensors[name]) for name, value in weights[0].tensors.items())
+    before = [file.stat().st_mtime_ns for file in files]
+    assert modes.main() == 0  # continues: nothing is trained again
+    assert [file.stat().st_mtime_ns for file in files] == before
+    monkeypatch.setattr(sys, "argv", ["prior_modes.py", str(tmp_path), *options, "--out", str(tmp_path / "out")])
+    assert modes.main() == CheckpointInvalid.code
+    assert "prior_modes: error" in capsys.readouterr().err
+
+
+def test_two_editions_are_measured_side_by_side(tmp_path, monkeypatch, capsys):
+    editions = benchmark("editions")
+    monkeypatch.setattr(editions, "ROUNDS", 2)
+    monkeypatch.setattr(editions, "RUNS", 1)
+    monkeypatch.setattr(editions, "WARMUP", 0)
+    bundles = [write_tiny_bundle(tmp_path / name, arm=arm) for name, arm in (("a", DIFFUSION), ("b", SHORTCUT))]
+    command = ["editions.py", f"{bundles[0]}:4", f"{bundles[1]}:1", "-o", str(tmp_path / "out.json")]
+    monkeypatch.setattr(sys, "argv", command)
+    assert editions.main() == 0
+    assert "| end to end |" in capsys.readouterr().out
+    two, one = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert (two["threads"], one["threads"]) == (2, 1)
+    assert [len(arm["end_to_end"]) for arm in two["raw_ms"].values()] == [2, 2]
+    monkeypatch.setattr(sys, "argv", [*command[:2], f"{tmp_path}/nothing:4", *command[3:]])
+    assert editions.main() == runtime.errors.BundleNotFound.code
+    assert "editions: error" in capsys.readouterr().err

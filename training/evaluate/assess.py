@@ -50,16 +50,11 @@ def assess(painters: Sequence[Painter], options: Options, references: References
 
     Raises BackendMissing, CorpusInvalid, CheckpointInvalid, InvalidArgument, OutputUnwritable.
     """
-    for package in ("torchmetrics", "matplotlib"):  # now, not after the long work
-        if importlib.util.find_spec(package) is None:
-            raise BackendMissing(f"evaluation lacks {package}; install it with: pip install 's2f-edge[train]'")
     if len({painter.name for painter in painters}) != len(painters):
         raise InvalidArgument(f"two painters share a name: {', '.join(p.name for p in painters)}; rename one")
     corpus = read_corpus(options.corpus)
     real_voices = recordings(options.speech, corpus) if options.speech else None
-    _make(options.out)  # before the long work, so that a bad folder is found now
-    judge = load_judge(options.judge)
-    evaluation = Evaluation(judge, corpus, voices=options.voices, seeds=options.seeds, seed=options.seed)
+    evaluation = prepared(options)
     identities = evaluation.voices.identities
     others = {name: make(corpus, identities) for name, make in (references or {}).items()}
     rows = evaluation.reference_rows(others)
@@ -67,21 +62,27 @@ def assess(painters: Sequence[Painter], options: Options, references: References
         rows += evaluation.steps_rows(painter)
         rows += evaluation.steps_rows(painter, real_voices) if real_voices else []
     prior = [row for painter in painters for row in evaluation.prior_rows(painter)]
-    result = Result(tuple(rows), tuple(prior), _facts(evaluation, painters, corpus, options, real_voices))
+    result = Result(tuple(rows), tuple(prior), facts_of(evaluation, painters, corpus, options, real_voices))
     try:
         return write_report(result, options.out)
     except OSError as error:
         raise OutputUnwritable(f"{options.out}: {error}; free space or choose another folder") from error
 
 
-def _make(out: Path) -> None:
+def prepared(options: Options) -> Evaluation:
+    """The evaluation these options ask for, with its folder; whatever is missing is found now, before the long work."""
+    for package in ("torchmetrics", "matplotlib"):
+        if importlib.util.find_spec(package) is None:
+            raise BackendMissing(f"evaluation lacks {package}; install it with: pip install 's2f-edge[train]'")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputUnwritable(f"{out}: {error}; choose another folder") from error
+        raise OutputUnwritable(f"{options.out}: {error}; choose another folder") from error
+    judge, corpus = load_judge(options.judge), read_corpus(options.corpus)
+    return Evaluation(judge, corpus, voices=options.voices, seeds=options.seeds, seed=options.seed)
 
 
-def _facts(
+def facts_of(
     evaluation: Evaluation, painters: Sequence[Painter], corpus: Corpus, options: Options, recorded: Voices | None
 ) -> dict[str, Any]:
     """What is needed to do the same again, and to read the numbers: no path, no date."""
@@ -90,6 +91,7 @@ def _facts(
         "seed": options.seed,
         "seeds": list(evaluation.seeds),
         "voices": len(evaluation.voices),
+        "speakers": len({identity.speaker for identity in evaluation.voices.identities}),
         "recordings": len(recorded) if recorded else 0,
         "galleries": {"count": len(evaluation.galleries), "size": size},
         "chance_percent": {str(rank): value for rank, value in chance(size).items()},

@@ -48,18 +48,18 @@ class RunPainter:
         self._embeddings: dict[bytes, Tensor] = {}
 
     @torch.no_grad()
-    def paint(self, pcm: NDArray[np.float32], seeds: Sequence[int], steps: int, prior_weight: float | None) -> Pixels:
+    def paint(self, pcm: NDArray[np.float32], seeds: Sequence[int], steps: int, prior_weight: float) -> Pixels:
         """See `protocol.Painter`. Raises InvalidArgument for a weight that this arm does not serve."""
-        weight = self.prior_weight if prior_weight is None else prior_weight
         low, high = self.prior_weights
-        if not low <= weight <= high:
-            raise InvalidArgument(f"prior weight {weight:g} is outside {low:g}..{high:g} of the {self.name} arm")
+        if not low <= prior_weight <= high:
+            raise InvalidArgument(f"prior weight {prior_weight:g} is outside {low:g}..{high:g} of the {self.name} arm")
         shape = tuple(self.system.prior.shape)
         noise = torch.from_numpy(np.stack([seeded_noise(seed, shape) for seed in seeds])).to(self.device)
         embedding = torch.stack([self._embed(one) for one in pcm])
         table = self.system.table(steps, self.solver)
         parts = [
-            self._draw(noise[i : i + CHUNK], embedding[i : i + CHUNK], table, weight) for i in range(0, len(pcm), CHUNK)
+            self._draw(noise[i : i + CHUNK], embedding[i : i + CHUNK], table, prior_weight)
+            for i in range(0, len(pcm), CHUNK)
         ]
         return np.concatenate(parts)
 

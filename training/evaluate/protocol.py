@@ -41,8 +41,8 @@ class Painter(Protocol):
     prior_weight: float  # the default
     prior_weights: tuple[float, float]  # lowest and highest; equal where it is fixed
 
-    def paint(self, pcm: NDArray[np.float32], seeds: Sequence[int], steps: int, prior_weight: float | None) -> Pixels:
-        """pcm float32 [n, 96000], one seed per row, None for the default weight → portraits uint8 [n, H, W, 3]."""
+    def paint(self, pcm: NDArray[np.float32], seeds: Sequence[int], steps: int, prior_weight: float) -> Pixels:
+        """pcm float32 [n, 96000], one seed per row → portraits uint8 [n, H, W, 3]."""
         ...
 
 
@@ -152,7 +152,7 @@ class Evaluation:
 
     def row(self, painter: Painter, steps: int, weight: float, voices: Voices | None = None) -> Row:
         """Paints every voice with every seed and measures the portraits."""
-        voices = voices or self.voices
+        voices = self.voices if voices is None else voices
         readings = self._paint(painter, voices, steps, weight)
         logger.info(
             "%s, %s voices, %d steps, prior %g: %d portraits", painter.name, voices.kind, steps, weight, len(readings)

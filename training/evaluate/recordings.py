@@ -19,7 +19,7 @@ def recordings(folder: Path, corpus: Corpus) -> Voices:
     """
     speakers = read_speakers(folder)
     known = corpus.info.get("sources", {}).get("speech")
-    if known is not None and known != fingerprint_speech(speakers):
+    if known != fingerprint_speech(speakers):
         raise CorpusInvalid(
             f"{folder}: not the recordings that {corpus.root} was made from, so training may have heard any of them; "
             "give the folder that `s2f-train corpus --speech` was given"

@@ -52,6 +52,10 @@ IDENTITY = (
     Column("l2_unit", "L2, unit length", 3),
 )
 RETRIEVAL = tuple(Column(f"r{rank}", f"R@{rank}, %", 1) for rank in RANKS)
+AGAINST = (
+    Column("kid", "KID, difference in %", 1),
+    Column("cosine", "cosine to the real person, difference in %", 1),
+)
 PRIOR = (
     IDENTITY[0],
     Column("cosine_variance", "variance of the cosine", 4),
@@ -103,13 +107,35 @@ def quality_markdown(result: Result) -> str:
         caption(facts, f"Disjoint galleries: {gallery['count']}, of {gallery['size']} people; chance: {by_chance}."),
         as_table(faces, RETRIEVAL),
     ]
+    reference = reference_of(faces)
+    if reference is not None:
+        parts += [
+            f"## Against {reference.arm} with {reference.steps} steps",
+            caption(facts, "How much each row above differs from it; KID is better the lower, the cosine the higher."),
+            as_table([against(row, reference) for row in faces if row.steps is not None], AGAINST),
+        ]
     if others:
         parts += [
             "## Real recordings",
-            caption(facts, "Speakers that training has not heard, as they were recorded: only their sex is known."),
+            caption(facts, "The test split's speakers as they were recorded, each once: only their sex is known."),
             as_table(others, (READING[0], *READING[3:6])),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def reference_of(rows: Sequence[Row]) -> Row | None:
+    """The row of the most steps, which few steps are compared with; None where nothing was painted in steps."""
+    painted = [row for row in rows if row.steps is not None]
+    return max(painted, key=lambda row: row.steps or 0) if painted else None
+
+
+def against(row: Row, reference: Row) -> Row:
+    """The row with what its values in `AGAINST` differ from the reference's, in percent of it."""
+    values: dict[str, float | None] = {}
+    for key in (column.key for column in AGAINST):
+        own, other = row.values.get(key), reference.values.get(key)
+        values[key] = None if own is None or not other else 100 * (own - other) / abs(other)
+    return dataclasses.replace(row, values=values)
 
 
 def prior_markdown(result: Result) -> str:
@@ -123,12 +149,15 @@ def prior_markdown(result: Result) -> str:
 def preface(facts: Mapping[str, Any]) -> str:
     """What was measured, with what, and how to read the first rows."""
     lines = [
-        f"{facts['voices']} voices of the test split, whose speakers training has not heard; portraits of seeds "
+        f"{facts['voices']} voices of the test split of corpus {facts['corpus']['table_sha256'][:12]}, made from "
+        f"recordings of {facts['speakers']} people of whom its train split has none; portraits of seeds "
         f"{', '.join(map(str, facts['seeds']))}; every draw of the evaluation from seed {facts['seed']}.",
-        f"Judge: {NAME}, trained on renders of synthetic heads (it finds a face in every picture, so none counts as "
-        "undetected). Its numbers hold for portraits of that world, and compare with no other network's.",
+        f"Judge: {NAME} ({facts['judge']['sha256'][:12]}), trained on renders of synthetic heads (it finds a face in "
+        "every picture, so none counts as undetected). Its numbers hold for portraits of that world, and compare with "
+        "no other network's.",
         f"“real portraits”: what the judge makes of the renders themselves; identity from {facts['real_views']}, KID "
-        "and FID between two halves of them. “another's portrait”: each voice with the real portrait of somebody else.",
+        "and FID between two halves of them, so of half the size. “another's portrait”: each voice with the real "
+        "portrait of somebody else.",
         "The voice decides by how much “same voice, other seed” exceeds “other voice, other seed”; the seed decides by "
         "how much “other voice, same seed” does.",
         "FID grows as n shrinks: compare rows of equal n. Voices, ages and faces are of an invented world and say "
@@ -156,7 +185,7 @@ def caption(facts: Mapping[str, Any], text: str) -> str:
 
 def as_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """A Markdown table; a value that does not exist is a dash."""
-    head = ("portraits", "steps", "prior", "n", *(column.title for column in columns))
+    head = ("arm", "steps", "prior", "voices", "portraits", *(column.title for column in columns))
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     lines += ["| " + " | ".join([*_start(row), *(_text(row, column) for column in columns)]) + " |" for row in rows]
     return "\n".join(lines)
@@ -167,7 +196,7 @@ def as_csv(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["portraits", "voices", "voices n", "seeds", "steps", "prior weight", *(column.title for column in columns)]
+        ["arm", "kind of voices", "voices", "seeds", "steps", "prior weight", *(column.title for column in columns)]
     )
     for row in rows:
         values = [row.values.get(column.key) for column in columns]
@@ -191,7 +220,7 @@ def as_json(result: Result) -> str:
 def _start(row: Row) -> tuple[str, ...]:
     steps = "–" if row.steps is None else str(row.steps)
     weight = "–" if row.prior_weight is None else f"{row.prior_weight:g}"
-    return row.arm, steps, weight, str(row.n * row.seeds)
+    return row.arm, steps, weight, str(row.n), str(row.n * row.seeds)
 
 
 def _text(row: Row, column: Column) -> str:
