@@ -1,6 +1,8 @@
 """Networks: the front end against torchaudio, shapes, parameter counts that the papers imply, unknown settings."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
@@ -168,3 +170,13 @@ def test_configurations_round_trip_and_refuse_what_they_do_not_know():
             config_from_dict(broken)
     with pytest.raises(ConfigInvalid, match="tiny"):
         load_config("no-such-config")
+
+
+def test_the_paper_encoder_is_compared_with_all_else_equal():
+    """benchmarks/gpu/paper-encoder.toml differs from the demo in the encoder, and in masks that fit its bins."""
+    paper = load_config(str(Path(__file__).parents[1] / "benchmarks" / "gpu" / "paper-encoder.toml"))
+    demo = load_config("demo")
+    masks = {key: getattr(paper.pretrain, key) for key in ("mask_frames", "mask_bands")}
+    assert paper.pretrain == dataclasses.replace(demo.pretrain, **masks)
+    same = ("seed", "embedding", "precision", "face", "align")
+    assert [getattr(paper, name) for name in same] == [getattr(demo, name) for name in same]
