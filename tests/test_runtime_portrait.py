@@ -17,7 +17,7 @@ from tiny_bundle import write_tiny_bundle
 
 import runtime
 from runtime import output
-from runtime.errors import InvalidArgument, OutputUnwritable
+from runtime.errors import AudioNotFound, InvalidArgument, OutputUnwritable
 from runtime.portrait import DIGITAL_SOURCE_TYPE, Portrait, Timings, save_marked
 
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}"
@@ -117,15 +117,35 @@ def test_the_contact_sheet_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyP
     examples = Path(__file__).parent.parent / "examples"
     bundle, out = write_tiny_bundle(tmp_path / "tiny"), tmp_path / name
     voices = [str(examples / "woman.wav"), str(examples / "man.wav")]
-    monkeypatch.setattr(
-        sys, "argv", ["contact_sheet.py", *voices, "-o", str(out), "--bundle", str(bundle), "--seeds", str(seeds)]
-    )
-    runpy.run_path(str(examples / "contact_sheet.py"), run_name="__main__")
+    command = ["contact_sheet.py", *voices, "-o", str(out), "--bundle", str(bundle), "--seeds", str(seeds)]
+    assert run_example(monkeypatch, command) == 0
     facts = description(out)
     assert facts[f"{IPTC}DigitalSourceType"] == DIGITAL_SOURCE_TYPE
     assert (facts[f"{S2F}Bundle"], facts[f"{S2F}Seed"]) == ("tiny", "0" if seeds == 1 else "0 to 1")
     with Image.open(out) as image:
         assert image.size == (2 * 32, seeds * 32 + 14)
+
+
+def run_example(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> object:
+    """A program of examples/, its exit status."""
+    path = Path(__file__).parent.parent / "examples" / command[0]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    return ended.value.code
+
+
+def test_a_sheet_of_step_counts_has_a_row_for_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, out = write_tiny_bundle(tmp_path / "tiny"), tmp_path / "steps.png"
+    voice = str(Path(__file__).parent.parent / "examples" / "woman.wav")
+    command = ["contact_sheet.py", voice, "-o", str(out), "--bundle", str(bundle), "--seeds", "3", "--steps", "1", "4"]
+    assert run_example(monkeypatch, command) == 0
+    assert description(out)[f"{S2F}Steps"] == "1, 4"
+    with Image.open(out) as image:
+        assert image.size == (3 * 32, 2 * 32 + 14)
+    missing = [*command[:1], str(tmp_path / "no.wav"), *command[2:]]
+    assert run_example(monkeypatch, missing) == AudioNotFound.code
+    assert run_example(monkeypatch, [*command, "--seeds", "0"]) == 2
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("a.png", 0), ("a.jpg", 12), ("a.webp", 24)])
