@@ -10,14 +10,13 @@ steps on the same batches and draws from the same noise. Started again, it conti
 import argparse
 import dataclasses
 import logging
-import shutil
 import sys
 from pathlib import Path
 
 from runtime.errors import S2FError
 from training.checkpoint import load_stage, load_system
 from training.config import Config
-from training.corpus.table import read_corpus, write_atomic
+from training.corpus.table import write_atomic
 from training.diffusion import diffusion
 from training.evaluate.assess import Options, facts_of, options_of, prepared
 from training.evaluate.commands import add_shared_arguments
@@ -31,7 +30,7 @@ ARMS = (
     *(("add", weight) for weight in (0.003, 0.01, 0.03, 0.1)),
     *((mode, weight) for mode in ("interpolate", "subtract") for weight in (0.01, 0.1)),
 )
-FROZEN = ("pretrain", "align", "prior", "decoder")
+FROZEN = ("cache", *(f"{stage}.safetensors" for stage in ("pretrain", "align", "prior", "decoder")))
 SAMPLING_STEPS = 8
 
 
@@ -40,11 +39,9 @@ def train(run: Path, corpus: Path, out: Path, config: Config) -> Path:
     settings = config.diffusion
     folder = out / "runs" / f"{settings.prior_mode}-{settings.prior_weight:g}"
     folder.mkdir(parents=True, exist_ok=True)
-    for stage in FROZEN:
-        if (run / f"{stage}.safetensors").exists():
-            shutil.copyfile(run / f"{stage}.safetensors", folder / f"{stage}.safetensors")
-    if not (folder / "cache").exists():
-        (folder / "cache").symlink_to((run / "cache").resolve())
+    for name in FROZEN:
+        if (run / name).exists() and not (folder / name).exists():
+            (folder / name).symlink_to((run / name).resolve())
     if not (folder / "diffusion.safetensors").exists():
         diffusion(config, corpus, folder)
     return folder
@@ -62,7 +59,7 @@ def measure(run: Path, options: Options, steps: int) -> Result:
         painter.name = f"{mode} {weight:g}"
         painters.append(painter)
         rows.append(dataclasses.replace(evaluation.row(painter, SAMPLING_STEPS, weight), arm=mode))
-    return Result((), tuple(rows), facts_of(evaluation, painters, read_corpus(options.corpus), options, None))
+    return Result((), tuple(rows), facts_of(evaluation, painters, options, None))
 
 
 def write(result: Result, out: Path, steps: int) -> None:

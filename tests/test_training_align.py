@@ -14,7 +14,7 @@ from training.checkpoint import load_checkpoint, load_pretrained, load_stage, lo
 from training.config import load_config
 from training.data import load_pairs
 from training.models.speech import build_speech_encoder
-from training.pretrain import LogScale, ranks
+from training.pretrain import LogScale, retrieval_line
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_attributes_of_the_corpus(tmp_path):
     assert [identity.age for identity in pairs.identities] == pytest.approx((got[:, 1] * 16 + 45).tolist(), abs=1e-3)
 
 
-def test_ranks_count_who_is_nearer():
-    faces = torch.eye(3)
-    voices = torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0.5, 0.6, 0.4]])
-    assert ranks(voices, faces).tolist() == [0, 1, 2]
-    assert ranks(torch.ones(3, 3), faces).tolist() == [2, 2, 2], "who tells nobody apart finds nobody"
+def test_retrieval_line_counts_who_is_found():
+    faces = torch.eye(20)
+    assert retrieval_line(faces, faces) == "R@1 100.0 %, R@10 100.0 % (gallery 20, chance 5.0 and 50.0 %)"
+    assert retrieval_line(faces.roll(1, 0), faces).startswith("R@1 0.0 %")
+    assert retrieval_line(torch.ones(20, 20), faces).startswith("R@1 5.0 %, R@10 50.0 %"), "tells nobody apart: chance"
 
 
 def test_attributes_line_reads_what_the_layer_says(tmp_path):

@@ -25,7 +25,7 @@ from training.data import Pairs, fingerprint, load_pairs
 from training.encoded import CHUNK, encoded_faces
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.losses import MAX_LOGIT_SCALE
-from training.pretrain import LogScale, masked, ranks, retrieval_line
+from training.pretrain import LogScale, masked, retrieval_line
 from training.sheets import grid
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def align(config: Config, corpus: Path, run: Path) -> Path:
     ).to(device)
     model["temperature"].load_state_dict(pretrained.group("temperature"))
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    logger.info("before: %s", retrieval_line(ranks(embeddings_of(model["speech"], val, device), val_gallery)))
+    logger.info("before: %s", retrieval_line(embeddings_of(model["speech"], val, device), val_gallery))
 
     def loss(_: int, rng: np.random.Generator) -> dict[str, Tensor]:
         rows = train.draw(rng, settings.batch)
@@ -79,7 +79,7 @@ def align(config: Config, corpus: Path, run: Path) -> Path:
     stage = Stage("align", config, settings.steps, model, optimiser, loss, sheet, origin)
     run_stage(stage, run)
     embeddings = embeddings_of(model["speech"], val, device)
-    logger.info("after, all portraits of the person: %s", retrieval_line(ranks(embeddings, val_gallery)))
+    logger.info("after, all portraits of the person: %s", retrieval_line(embeddings, val_gallery))
     logger.info("read from the embedding: %s", attributes_line(model["attributes"], embeddings, val))
     path = run / "align.safetensors"
     tensors = {f"speech.{name}": value for name, value in model["speech"].state_dict().items()}

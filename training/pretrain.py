@@ -15,6 +15,8 @@ from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import Config, PretrainConfig
 from training.corpus.table import read_corpus
 from training.data import Pairs, load_pairs, origin_of
+from training.encoded import CHUNK
+from training.evaluate import metrics
 from training.loop import Stage, clear_state, device_of_training, run_stage
 from training.losses import FeatureLoss, colour_difference, contrastive, feature_loss
 from training.models.face import build_face_decoder, build_face_encoder
@@ -22,8 +24,6 @@ from training.models.speech import build_speech_encoder
 from training.sheets import grid
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 64
 
 
 def pretrain(config: Config, corpus: Path, run: Path) -> Path:
@@ -141,22 +141,14 @@ def retrieval(model: nn.ModuleDict, pairs: Pairs, device: torch.device) -> str:
     chunks = torch.arange(len(pairs)).split(CHUNK)
     face = torch.cat([model["face_encoder"](pairs.faces(rows).to(device))[1] for rows in chunks])
     speech = torch.cat([model["speech"](pairs.speech(rows).to(device)) for rows in chunks])
-    return retrieval_line(ranks(speech, face))
+    return retrieval_line(speech, face)
 
 
-def ranks(speech: Tensor, face: Tensor) -> Tensor:
-    """How many other faces are at least as near to voice i as its own, int64 [n]; unit embeddings [n, E].
-
-    Row i is one person. Equals count against it, so that an encoder that tells nobody apart finds nobody.
-    """
-    similarity = speech @ face.T
-    return (similarity >= similarity.diagonal()[:, None]).sum(dim=1) - 1
-
-
-def retrieval_line(rank: Tensor) -> str:
-    """R@1 and R@10 with gallery size and chance."""
-    gallery = len(rank)
-    r1, r10 = (100 * float((rank < k).float().mean()) for k in (1, 10))
+def retrieval_line(speech: Tensor, face: Tensor) -> str:
+    """R@1 and R@10 of face i from voice i among all faces, with gallery size and chance; embeddings [n, E]."""
+    found = metrics.retrieval(*(side.double().cpu().numpy() for side in (speech, face)))
+    chance = metrics.chance(len(face))
     return (
-        f"R@1 {r1:.1f} %, R@10 {r10:.1f} % (gallery {gallery}, chance {100 / gallery:.1f} and {1000 / gallery:.1f} %)"
+        f"R@1 {found[1]:.1f} %, R@10 {found[10]:.1f} % "
+        f"(gallery {len(face)}, chance {chance[1]:.1f} and {chance[10]:.1f} %)"
     )

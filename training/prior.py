@@ -15,8 +15,8 @@ from training.checkpoint import Checkpoint, encoders_hash, load_pretrained, save
 from training.config import Config
 from training.corpus.table import read_corpus
 from training.data import Pairs, fingerprint, load_pairs
+from training.encoded import CHUNK
 from training.loop import device_of_training
-from training.pretrain import CHUNK
 
 logger = logging.getLogger(__name__)
 

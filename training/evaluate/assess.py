@@ -52,9 +52,9 @@ def assess(painters: Sequence[Painter], options: Options, references: References
     """
     if len({painter.name for painter in painters}) != len(painters):
         raise InvalidArgument(f"two painters share a name: {', '.join(p.name for p in painters)}; rename one")
-    corpus = read_corpus(options.corpus)
-    real_voices = recordings(options.speech, corpus) if options.speech else None
     evaluation = prepared(options)
+    corpus = evaluation.corpus
+    real_voices = recordings(options.speech, corpus) if options.speech else None
     identities = evaluation.voices.identities
     others = {name: make(corpus, identities) for name, make in (references or {}).items()}
     rows = evaluation.reference_rows(others)
@@ -62,7 +62,7 @@ def assess(painters: Sequence[Painter], options: Options, references: References
         rows += evaluation.steps_rows(painter)
         rows += evaluation.steps_rows(painter, real_voices) if real_voices else []
     prior = [row for painter in painters for row in evaluation.prior_rows(painter)]
-    result = Result(tuple(rows), tuple(prior), facts_of(evaluation, painters, corpus, options, real_voices))
+    result = Result(tuple(rows), tuple(prior), facts_of(evaluation, painters, options, real_voices))
     try:
         return write_report(result, options.out)
     except OSError as error:
@@ -83,10 +83,10 @@ def prepared(options: Options) -> Evaluation:
 
 
 def facts_of(
-    evaluation: Evaluation, painters: Sequence[Painter], corpus: Corpus, options: Options, recorded: Voices | None
+    evaluation: Evaluation, painters: Sequence[Painter], options: Options, recorded: Voices | None
 ) -> dict[str, Any]:
     """What is needed to do the same again, and to read the numbers: no path, no date."""
-    size = len(evaluation.galleries[0])
+    size, corpus = len(evaluation.galleries[0]), evaluation.corpus
     return {
         "seed": options.seed,
         "seeds": list(evaluation.seeds),

@@ -133,7 +133,7 @@ class Evaluation:
         """`voices`: how many test voices, None for all; `seeds`: portraits of each; `seed`: of every draw made here."""
         if not 1 <= seeds <= 1000 or not 0 <= seed < 2**62:
             raise InvalidArgument(f"seeds is {seeds} and seed {seed}; give 1 to 1000 seeds, and a seed from 0")
-        self.judge, self.seed = judge, seed
+        self.judge, self.corpus, self.seed = judge, corpus, seed
         self.seeds = tuple(range(seed, seed + seeds))
         self.voices = test_voices(corpus, voices, seed)
         self.real = real_side(judge, corpus, self.voices.identities)
