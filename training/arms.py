@@ -18,4 +18,4 @@ ARMS = {  # the one that is preferred where it is trained comes first
     "shortcut": Arm((1, 2, 4, 8), 4, ("shortcut",)),
     "diffusion": Arm((4, 8, 25), 8, ("dpmpp_2m", "ddim")),
 }
-GUIDANCE = 2.0  # where the network leaves it free, and what the shortcut arm folds in unless configured otherwise
+GUIDANCE = 1.75  # where the network leaves it free, and what the shortcut arm folds in unless configured otherwise

@@ -89,7 +89,7 @@ def facts_of(
     size, corpus = len(evaluation.galleries[0]), evaluation.corpus
     return {
         "seed": options.seed,
-        "seeds": list(evaluation.seeds),
+        "seeds": evaluation.seeds,
         "voices": len(evaluation.voices),
         "speakers": len({identity.speaker for identity in evaluation.voices.identities}),
         "recordings": len(recorded) if recorded else 0,

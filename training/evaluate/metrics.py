@@ -102,29 +102,16 @@ def same_voice(features: Floats) -> float | None:
 
 
 def other_voice(features: Floats) -> float | None:
-    """Mean cosine between portraits of different voices with the same seed, [n, K, F]; None for one voice.
+    """Mean cosine between portraits of different voices, [n, K, F]; None for one voice.
 
-    Near `same_voice` means that the voice decides nothing.
-    """
-    if len(features) < 2:
-        return None
-    by_seed = unit(features).swapaxes(0, 1)
-    return _mean_off_diagonal(by_seed @ by_seed.swapaxes(1, 2))
-
-
-def other_voice_and_seed(features: Floats) -> float | None:
-    """Mean cosine between portraits of different voices with different seeds, [n, K, F]; None for one of either.
-
-    The level of strangers: `same_voice` above it is what the voice decides, `other_voice` above it what the seed does.
+    The level of strangers: `same_voice` above it is what the voice decides.
     """
     n, count, _ = features.shape
-    if n < 2 or count < 2:
+    if n < 2:
         return None
-    vectors = unit(features)
-    of_voices, of_seeds = vectors.sum(axis=1), vectors.sum(axis=0)
-    everything = np.sum(of_voices.sum(axis=0) ** 2)
-    apart = everything - np.sum(of_voices**2) - np.sum(of_seeds**2) + np.sum(vectors**2)
-    return float(apart / (n * (n - 1) * count * (count - 1)))
+    of_voices = unit(features).sum(axis=1)
+    apart = np.sum(of_voices.sum(axis=0) ** 2) - np.sum(of_voices**2)
+    return float(apart / (n * (n - 1) * count**2))
 
 
 def _mean_off_diagonal(similarity: Floats) -> float:

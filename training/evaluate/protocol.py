@@ -1,7 +1,8 @@
 """What is measured: which voices, with which seeds, steps and prior weights, against which portraits.
 
 The core knows images and arrays; what paints them (a trained run, a bundle) is a `Painter`. Voices are those of the
-test split, whose source speakers training has never heard; each speaks its clip 0. The same seeds serve every voice.
+test split, whose source speakers training has never heard; each speaks its clip 0. Every voice has seeds of its own, the
+same in every row: a few noises shared by all voices would lend their own chance face to the whole table.
 """
 
 from __future__ import annotations
@@ -133,8 +134,7 @@ class Evaluation:
         """`voices`: how many test voices, None for all; `seeds`: portraits of each; `seed`: of every draw made here."""
         if not 1 <= seeds <= 1000 or not 0 <= seed < 2**62:
             raise InvalidArgument(f"seeds is {seeds} and seed {seed}; give 1 to 1000 seeds, and a seed from 0")
-        self.judge, self.corpus, self.seed = judge, corpus, seed
-        self.seeds = tuple(range(seed, seed + seeds))
+        self.judge, self.corpus, self.seeds, self.seed = judge, corpus, seeds, seed
         self.voices = test_voices(corpus, voices, seed)
         self.real = real_side(judge, corpus, self.voices.identities)
         self.galleries = metrics.galleries(len(self.voices), seed)
@@ -158,7 +158,7 @@ class Evaluation:
             "%s, %s voices, %d steps, prior %g: %d portraits", painter.name, voices.kind, steps, weight, len(readings)
         )
         values = self.measure(readings, voices)
-        return Row(painter.name, voices.kind, len(voices), len(self.seeds), steps, weight, values)
+        return Row(painter.name, voices.kind, len(voices), self.seeds, steps, weight, values)
 
     def reference_rows(self, others: Mapping[str, Pixels]) -> list[Row]:
         """What can be reached and what chance gives; `others`: portraits of the same identities made otherwise."""
@@ -172,7 +172,6 @@ class Evaluation:
         features = readings.features.reshape(len(voices), each, -1)
         values: Values = {"sex": metrics.sex_accuracy(readings.male, np.repeat(voices.sexes, each))}
         values |= {"same_voice": metrics.same_voice(features), "other_voice": metrics.other_voice(features)}
-        values["strangers"] = metrics.other_voice_and_seed(features)
         if voices.identities:
             ages = np.repeat([identity.age for identity in voices.identities], each)
             values["age_mae"], values["age_within"] = metrics.age_errors(readings.age, ages)
@@ -222,15 +221,17 @@ class Evaluation:
         key = (painter, voices.kind, steps, weight)
         if key not in self._painted:
             parts = [
-                self.judge.read(painter.paint(*self._batch(voices.clips[i : i + VOICES_AT_ONCE]), steps, weight))
-                for i in range(0, len(voices), VOICES_AT_ONCE)
+                self.judge.read(painter.paint(*self._batch(voices.clips, first), steps, weight))
+                for first in range(0, len(voices), VOICES_AT_ONCE)
             ]
             self._painted[key] = _joined(parts)
         return self._painted[key]
 
-    def _batch(self, clips: Sequence[Path]) -> tuple[NDArray[np.float32], list[int]]:
-        pcm = np.stack([load_speech(clip) for clip in clips])
-        return np.repeat(pcm, len(self.seeds), axis=0), list(self.seeds) * len(clips)
+    def _batch(self, clips: Sequence[Path], first: int) -> tuple[NDArray[np.float32], list[int]]:
+        """Some voices from `first` on, each once per seed, and the seeds: counted up through all voices from `seed`."""
+        pcm = np.stack([load_speech(clip) for clip in clips[first : first + VOICES_AT_ONCE]])
+        start = self.seed + first * self.seeds
+        return np.repeat(pcm, self.seeds, axis=0), list(range(start, start + len(pcm) * self.seeds))
 
 
 def _rows(readings: Readings, order: NDArray[np.int64]) -> Readings:

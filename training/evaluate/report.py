@@ -36,8 +36,7 @@ READING = (
     Column("age_mae", "age, mean absolute error, years", 1),
     Column("age_within", "age with abs. difference <= 10 years, %", 1),
     Column("same_voice", "cosine, same voice, other seed", 3),
-    Column("other_voice", "cosine, other voice, same seed", 3),
-    Column("strangers", "cosine, other voice, other seed", 3),
+    Column("other_voice", "cosine, other voice", 3),
     Column("kid", "KID x1000", 2),
     Column("kid_deviation", "KID x1000, deviation over subsets", 2),
     Column("fid", "FID", 2),
@@ -150,16 +149,15 @@ def preface(facts: Mapping[str, Any]) -> str:
     """What was measured, with what, and how to read the first rows."""
     lines = [
         f"{facts['voices']} voices of the test split of corpus {facts['corpus']['table_sha256'][:12]}, made from "
-        f"recordings of {facts['speakers']} people of whom its train split has none; portraits of seeds "
-        f"{', '.join(map(str, facts['seeds']))}; every draw of the evaluation from seed {facts['seed']}.",
+        f"recordings of {facts['speakers']} people of whom its train split has none; {facts['seeds']} portraits of each, "
+        f"every portrait with a seed of its own, counted up from {facts['seed']}; so is every other draw seeded.",
         f"Judge: {NAME} ({facts['judge']['sha256'][:12]}), trained on renders of synthetic heads (it finds a face in "
         "every picture, so none counts as undetected). Its numbers hold for portraits of that world, and compare with "
         "no other network's.",
         f"“real portraits”: what the judge makes of the renders themselves; identity from {facts['real_views']}, KID "
         "and FID between two halves of them, so of half the size. “another's portrait”: each voice with the real "
         "portrait of somebody else.",
-        "The voice decides by how much “same voice, other seed” exceeds “other voice, other seed”; the seed decides by "
-        "how much “other voice, same seed” does.",
+        "The voice decides by how much “same voice, other seed” exceeds “other voice”.",
         "FID grows as n shrinks: compare rows of equal n. Voices, ages and faces are of an invented world and say "
         "nothing about people.",
     ]
