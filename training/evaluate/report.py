@@ -117,7 +117,7 @@ def quality_markdown(result: Result) -> str:
         parts += [
             "## Real recordings",
             caption(facts, "The test split's speakers as they were recorded, each once: only their sex is known."),
-            as_table(others, (READING[0], *READING[3:6])),
+            as_table(others, (READING[0], *READING[3:5])),
         ]
     return "\n\n".join(parts) + "\n"
 
