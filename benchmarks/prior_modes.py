@@ -55,7 +55,8 @@ def measure(run: Path, options: Options, steps: int) -> Result:
     for mode, weight in ARMS:
         settings = dataclasses.replace(config.diffusion, steps=steps, prior_mode=mode, prior_weight=weight)
         folder = train(run, options.corpus, options.out, dataclasses.replace(config, diffusion=settings))
-        painter = RunPainter(load_system(folder, "diffusion"), run_identity(folder, "diffusion"))
+        system = dataclasses.replace(load_system(folder, "diffusion"), schedules={})  # even timesteps, alike for all
+        painter = RunPainter(system, run_identity(folder, "diffusion"))
         painter.name = f"{mode} {weight:g}"
         painters.append(painter)
         rows.append(dataclasses.replace(evaluation.row(painter, SAMPLING_STEPS, weight), arm=mode))
@@ -66,7 +67,7 @@ def write(result: Result, out: Path, steps: int) -> None:
     """prior-modes.md, .csv and .png."""
     method = (
         f"Every arm: the same random denoiser, {steps} training steps with its own prior, then {SAMPLING_STEPS} "
-        "sampling steps. Mode none has no weight."
+        "even sampling steps. Mode none has no weight."
     )
     write_atomic(out / "prior-modes.md", f"{prior_markdown(result)}\n{method}\n".encode())
     write_atomic(out / "prior-modes.csv", as_csv(result.prior, PRIOR).encode())

@@ -171,7 +171,7 @@ FACTS = {
     "seed": 5, "seeds": 2, "voices": 10, "recordings": 0, "real_views": "the same picture, mirrored",
     "galleries": {"count": 1, "size": 10},
     "chance_percent": {str(k): min(10.0 * k, 100) for k in (1, 2, 5, 10, 20, 50)},
-    "speakers": 7, "corpus": {"table_sha256": "ef" * 32},
+    "speakers": 7, "corpus": {"fingerprint": "ef" * 32, "command": "s2f-train corpus --seed 1"},
     "judge": {"name": "s2f-judge-1", "sha256": "cd" * 32, "accuracy": TRUTH},
     "arms": [{"name": "flat", "identity": "ab" * 32, "facts": Painter.facts}],
 }  # fmt: skip

@@ -99,6 +99,26 @@ def test_a_stage_of_the_configuration_is_not_left_out_in_silence(trained, tmp_pa
         assert load_system(tmp_path, "diffusion").arm == "diffusion"
 
 
+def test_late_stages_may_be_trained_again_with_other_settings(trained, tmp_path):
+    for file in trained.glob("*.safetensors"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+
+    def again(stage, **settings):
+        saved = load_checkpoint(tmp_path / f"{stage}.safetensors")
+        changed = dataclasses.replace(getattr(saved.config, stage), **settings)
+        config = dataclasses.replace(saved.config, **{stage: changed})
+        save_checkpoint(tmp_path / f"{stage}.safetensors", dataclasses.replace(saved, config=config))
+
+    again("shortcut", guidance=1.25)
+    again("decoder", adversarial_weight=0.5)
+    system = load_system(tmp_path)
+    assert (system.guidance, system.config.decoder.adversarial_weight) == (1.25, 0.5)  # what the card then says
+    assert load_system(tmp_path, "diffusion").config.decoder.adversarial_weight == 0.5
+    again("decoder", widths=(8, 8, 8, 8))
+    with pytest.raises(CheckpointInvalid, match="do not fit"):
+        load_system(tmp_path)
+
+
 def test_another_number_of_step_sizes_is_another_network(trained):
     config = load_checkpoint(trained / "diffusion.safetensors").config
     other = dataclasses.replace(

@@ -18,7 +18,8 @@ from runtime.audio import load_speech
 from runtime.errors import CheckpointInvalid, CorpusInvalid, TrainingDiverged
 from training.checkpoint import STAGES, Origin, load_checkpoint, load_stage, load_system, save_checkpoint
 from training.config import load_config
-from training.data import load_pairs
+from training.corpus.table import read_corpus
+from training.data import fingerprint, load_pairs
 from training.loop import Stage, run_stage
 from training.prior import balanced, convergence_table, reachable
 
@@ -183,6 +184,15 @@ def test_crops_mirrors_and_windows_are_what_the_runtime_hears(tmp_path):
     assert any(flipped)
     assert all(a or b for a, b in zip(same, flipped, strict=True))
     assert -1 <= faces.min() < 0 < faces.max() <= 1
+
+
+def test_a_corpus_made_by_other_rules_is_another_corpus():
+    corpus = read_corpus(CORPUS)
+    keys = ("rule_version", "render_version", "analysis_version", "sources")
+    others = [dataclasses.replace(corpus, info={**corpus.info, key: "another"}) for key in keys]
+    assert len({fingerprint(one) for one in (corpus, *others)}) == 5
+    elsewhere = dataclasses.replace(corpus, info={**corpus.info, "packages": {"numpy": "1"}})
+    assert fingerprint(elsewhere) == fingerprint(corpus)
 
 
 def test_table_of_the_prior_shrinks_as_faces_are_added():

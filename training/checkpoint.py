@@ -46,7 +46,7 @@ HEARS = ("diffusion", "shortcut")  # stages that build on the speech encoder, al
 class Origin:
     """What a checkpoint was made from, so that stages of different corpora or encoders are never mixed."""
 
-    corpus: str  # fingerprint of the corpus table
+    corpus: str  # `training.data.fingerprint` of the corpus
     parent: str  # `encoders_hash` of what this stage builds on; "" for pretrain itself
     training_data: str  # for the model card
     licence: str  # of the training data's sources, with attributions
@@ -278,13 +278,16 @@ def load_system(run: str | Path, arm: str = "auto") -> System:
     Raises CheckpointInvalid, which says what is missing or does not fit.
     """
     run = Path(run)
-    config = load_stage(run, "diffusion").config
     if arm == "auto":
-        arm = "shortcut" if config.shortcut.steps else "diffusion"
-    trained = load_stage(run, arm, config)
+        arm = "shortcut" if load_stage(run, "diffusion").config.shortcut.steps else "diffusion"
+    trained = load_stage(run, arm)
+    config = trained.config
+    load_stage(run, "diffusion", config)
     pretrain, speech, _, decoder = load_pretrained(run, config)
-    if config.decoder.steps:
-        slim = load_stage(run, "decoder", config)
+    if config.decoder.steps:  # its settings may be newer than the denoiser's, which it knows nothing of
+        slim = load_stage(run, "decoder")
+        load_stage(run, "pretrain", slim.config)
+        config = dataclasses.replace(config, decoder=slim.config.decoder)
         decoder = restore(build_slim_decoder(config), slim.group("decoder"), "decoder")
     prior = load_stage(run, "prior", config)
     denoiser = Denoiser(config)

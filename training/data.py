@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,22 +99,32 @@ def load_portraits(
 
 def origin_of(corpus: Corpus, feature_loss: str) -> Origin:
     """What a model trained on this corpus must say: its fingerprint, its data and their licences."""
-    identities = corpus.info.get("identities", len(corpus.identities))  # as asked for, of which --only makes a part
-    arguments = {"identities": identities, **corpus.info.get("arguments", {})}
-    made = " ".join(f"--{key} {value}" for key, value in arguments.items())
     counts = ", ".join(f"{len(corpus.split(name))} {name}" for name in ("train", "val", "test"))
     return Origin(
         corpus=fingerprint(corpus),
         parent="",
-        training_data=f"{corpus.info['statement']} Identities: {counts} (s2f-train corpus {made}).",
+        training_data=f"{corpus.info['statement']} Identities: {counts} ({command_of(corpus)}).",
         licence=" ".join(f"{key.capitalize()}: {text}" for key, text in corpus.info["licences"].items()),
         feature_loss=feature_loss,
     )
 
 
+def command_of(corpus: Corpus) -> str:
+    """The command that makes this corpus, without its folders."""
+    identities = corpus.info.get("identities", len(corpus.identities))  # as asked for, of which --only makes a part
+    arguments = {"identities": identities, **corpus.info.get("arguments", {})}
+    return " ".join(["s2f-train corpus", *(f"--{key} {value}" for key, value in arguments.items())])
+
+
 def fingerprint(corpus: Corpus) -> str:
-    """Which corpus this is: sha256 of its table, hex."""
-    return hashlib.sha256((corpus.root / TABLE_NAME).read_bytes()).hexdigest()
+    """Which corpus this is: sha256, hex, of its table, of what it was made from and of the rules it was made by.
+
+    The table says who is in it; how the same person looks and sounds depends on the rest.
+    """
+    made = {key: corpus.info.get(key) for key in ("rule_version", "render_version", "analysis_version", "sources")}
+    digest = hashlib.sha256((corpus.root / TABLE_NAME).read_bytes())
+    digest.update(json.dumps(made, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def read_portrait(path: Path, size: int) -> NDArray[np.uint8]:

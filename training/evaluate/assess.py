@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.errors import BackendMissing, InvalidArgument, OutputUnwritable
 from training.corpus.table import Corpus, Identity, read_corpus
-from training.data import fingerprint
+from training.data import command_of, fingerprint
 from training.evaluate.judge import NAME, load_judge, shipped_judge
 from training.evaluate.metrics import chance
 from training.evaluate.protocol import Evaluation, Painter, Pixels, Result, Voices
@@ -102,9 +102,8 @@ def facts_of(
             "accuracy": evaluation.judge.accuracy,
         },
         "corpus": {
-            "table_sha256": fingerprint(corpus),
-            "identities": corpus.info.get("identities", len(corpus.identities)),
-            "arguments": dict(corpus.info.get("arguments", {})),
+            "fingerprint": fingerprint(corpus),
+            "command": command_of(corpus),
         },
         "arms": [{"name": p.name, "identity": p.identity, "facts": dict(p.facts)} for p in painters],
     }

@@ -1,8 +1,8 @@
 """What is measured: which voices, with which seeds, steps and prior weights, against which portraits.
 
 The core knows images and arrays; what paints them (a trained run, a bundle) is a `Painter`. Voices are those of the
-test split, whose source speakers training has never heard; each speaks its clip 0. Every voice has seeds of its own, the
-same in every row: a few noises shared by all voices would lend their own chance face to the whole table.
+test split, whose source speakers training has never heard; each speaks its clip 0. Every voice has seeds of its
+own, the same in every row: a few noises shared by all voices would lend their own chance face to the whole table.
 """
 
 from __future__ import annotations

@@ -148,9 +148,10 @@ def prior_markdown(result: Result) -> str:
 def preface(facts: Mapping[str, Any]) -> str:
     """What was measured, with what, and how to read the first rows."""
     lines = [
-        f"{facts['voices']} voices of the test split of corpus {facts['corpus']['table_sha256'][:12]}, made from "
-        f"recordings of {facts['speakers']} people of whom its train split has none; {facts['seeds']} portraits of each, "
-        f"every portrait with a seed of its own, counted up from {facts['seed']}; so is every other draw seeded.",
+        f"{facts['voices']} voices of the test split of corpus {facts['corpus']['fingerprint'][:12]} "
+        f"(`{facts['corpus']['command']}`), made from "
+        f"recordings of {facts['speakers']} people of whom its train split has none; {facts['seeds']} portraits of "
+        f"each, every one with a seed of its own, counted up from {facts['seed']}, which seeds all other draws too.",
         f"Judge: {NAME} ({facts['judge']['sha256'][:12]}), trained on renders of synthetic heads (it finds a face in "
         "every picture, so none counts as undetected). Its numbers hold for portraits of that world, and compare with "
         "no other network's.",
