@@ -114,7 +114,7 @@ def test_late_stages_may_be_trained_again_with_other_settings(trained, tmp_path)
     system = load_system(tmp_path)
     assert (system.guidance, system.config.decoder.adversarial_weight) == (1.25, 0.5)  # what the card then says
     assert load_system(tmp_path, "diffusion").config.decoder.adversarial_weight == 0.5
-    again("decoder", widths=(8, 8, 8, 8))
+    again("decoder", widths=(8, 8, 8))
     with pytest.raises(CheckpointInvalid, match="do not fit"):
         load_system(tmp_path)
 
