@@ -1,7 +1,11 @@
-# make demo   a portrait from an example clip, with the shipped model (installs the runtime into .venv)
-# make test   lint, types, import contracts and all tests (installs training and export too)
+# make demo       a portrait from an example clip, with the shipped model (installs the runtime into .venv)
+# make test       lint, types, import contracts and all tests (installs training and export too)
+# make evaluate   the shipped model's numbers again; MAKEHUMAN=… and SPEECH=… are folders as for s2f-train corpus
 PYTHON ?= python3
 BIN := .venv/bin
+MAKEHUMAN ?= $(S2F_MAKEHUMAN)
+SPEECH ?= $(S2F_SPEECH)
+EVALUATION ?= evaluation
 
 demo: .venv/.runtime
 	$(BIN)/s2f generate examples/woman.wav -o portrait.png
@@ -12,6 +16,13 @@ test: .venv/.dev
 	$(BIN)/mypy --strict runtime
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# The corpus of the demo (its model card), of which only the test voices are made.
+evaluate: .venv/.dev
+	$(BIN)/s2f-train corpus --makehuman "$(MAKEHUMAN)" --speech "$(SPEECH)" --out $(EVALUATION)/corpus \
+		--identities 6000 --seed 1 --portraits 1 --clips 2 --size 256 --only test
+	$(BIN)/python benchmarks/quality.py runtime/bundles/demo --corpus $(EVALUATION)/corpus --speech "$(SPEECH)" \
+		--out $(EVALUATION)/report --threads 2
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv
@@ -24,4 +35,4 @@ test: .venv/.dev
 	$(BIN)/pip install --quiet --editable '.[cpu,train,export,dev]'
 	touch $@ .venv/.runtime
 
-.PHONY: demo test
+.PHONY: demo test evaluate
