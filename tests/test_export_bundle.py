@@ -30,6 +30,7 @@ from runtime.errors import (
 )
 from runtime.noise import seeded_noise
 from tests.toy_system import CHANNELS, SIZE, TOKENS, toy_system
+from training.arms import GUIDANCE
 from training.corpus.build import STATEMENT
 from training.corpus.licences import licences_of
 from training.corpus.voices import Speaker
@@ -85,18 +86,18 @@ def test_runtime_generates_from_the_shortcut_arm(shortcut, weight):
     pcm = speech_like(5, 1)[0]
     with runtime.load(shortcut.path, device="cpu", threads=1) as pipe:
         portrait = pipe.generate((pcm, 16000), steps=4, seed=11, prior_weight=weight)
-        with pytest.raises(InvalidArgument, match="folds guidance 2 into its graphs"):
+        with pytest.raises(InvalidArgument, match=f"folds guidance {GUIDANCE} into its graphs"):
             pipe.generate((pcm, 16000), guidance=1.0)
     system = round_weights(toy_system(arm="shortcut"))
-    expected = drawn_by_training(system, pcm, steps=4, solver="shortcut", guidance=2.0, weight=weight)
+    expected = drawn_by_training(system, pcm, steps=4, solver="shortcut", guidance=GUIDANCE, weight=weight)
     assert np.abs(portrait.image.astype(int) - expected.astype(int)).max() <= 1
-    assert (portrait.guidance, portrait.prior_weight) == (2.0, weight)
+    assert (portrait.guidance, portrait.prior_weight) == (GUIDANCE, weight)
 
 
 def test_manifest_describes_the_shortcut_arm(shortcut):
     manifest = shortcut.manifest
     assert manifest.prior == PriorSpec("add", 0.3, 0.0, 0.9, "start")
-    assert manifest.guidance == GuidanceSpec(2.0, 2.0, 2.0)
+    assert manifest.guidance == GuidanceSpec(GUIDANCE, GUIDANCE, GUIDANCE)
     assert {n: table.solver for n, table in manifest.step_tables.items()} == dict.fromkeys((1, 2, 4, 8), "shortcut")
     assert manifest.default_steps == 4
     tensors = manifest.stages["unet"]
@@ -109,7 +110,7 @@ def test_card_of_the_shortcut_arm(shortcut):
     text = (shortcut.path / "MODEL_CARD.md").read_text("utf-8")
     for words in (
         "- arm: shortcut, a rectified flow in few steps",
-        "- guidance: 2, folded into the network",
+        f"- guidance: {GUIDANCE}, folded into the network",
         "- prior: add, weight 0.3, or 0 to 0.9 by call; in the noise that sampling starts from",
         "--arm shortcut --steps 1,2,4,8 --default-steps 4 --solver shortcut --store float16 --licence",
         "Whole chain, 1, 2, 4, 8 steps",
@@ -136,11 +137,11 @@ def test_searched_schedules_are_what_the_runtime_runs(tmp_path, arm, schedules, 
     assert found == (times or tuple(shortcut_table(system.alphas_cumprod, UNEVEN[4]).timesteps.tolist()))
     pcm = speech_like(6, 1)[0]
     with runtime.load(result.path, device="cpu", threads=1) as pipe:
-        image = pipe.generate((pcm, 16000), steps=4, seed=11, guidance=2.0).image
+        image = pipe.generate((pcm, 16000), steps=4, seed=11, guidance=GUIDANCE).image
     weight = system.prior_weight if arm == "shortcut" else 0
     stored = round_weights(system)
     expected, even = (
-        drawn_by_training(one, pcm, steps=4, solver=solver, guidance=2.0, weight=weight)
+        drawn_by_training(one, pcm, steps=4, solver=solver, guidance=GUIDANCE, weight=weight)
         for one in (stored, dataclasses.replace(stored, schedules={}))
     )
     assert np.abs(image.astype(int) - expected.astype(int)).max() <= 1
@@ -167,7 +168,7 @@ def test_a_fixed_prior_weight_is_folded_in(tmp_path):
     with runtime.load(result.path, device="cpu", threads=1) as pipe:
         image = pipe.generate((speech_like(5, 1)[0], 16000), steps=2, seed=11).image
     expected = drawn_by_training(
-        round_weights(system), speech_like(5, 1)[0], steps=2, solver="shortcut", guidance=2.0, weight=0.3
+        round_weights(system), speech_like(5, 1)[0], steps=2, solver="shortcut", guidance=GUIDANCE, weight=0.3
     )
     assert np.abs(image.astype(int) - expected.astype(int)).max() <= 1
 
@@ -177,7 +178,7 @@ def test_manifest_describes_the_system(exported):
     assert (manifest.latent.channels, manifest.latent.height, manifest.image.width) == (CHANNELS, SIZE, 4 * SIZE)
     assert manifest.condition.tokens == TOKENS
     assert manifest.prior == PriorSpec("add", 0.3, 0.3, 0.3, "every")
-    assert manifest.guidance == GuidanceSpec(2.0, 0.0, 10.0)
+    assert manifest.guidance == GuidanceSpec(GUIDANCE, 0.0, 10.0)
     assert [t.name for t in manifest.stages["unet"].inputs] == ["latent", "history", "condition", "step", "guidance"]
     assert {n: (t.first_row, t.timesteps) for n, t in manifest.step_tables.items()} == {
         2: (0, (999.0, 499.0)),
@@ -254,7 +255,7 @@ def test_model_card_gives_every_command(exported):
         "s2f-train corpus --makehuman MAKEHUMAN --speech SPEECH --out CORPUS --identities 7 --seed 3 --size 32",
         "s2f-train all --config toy --corpus CORPUS --out RUN_DIR",
         "s2f-export RUN_DIR -o BUNDLE --name toy --arm diffusion --steps 2,4 --default-steps 4 --solver dpmpp_2m "
-        "--store float16 --guidance 2 --licence Apache-2.0",
+        f"--store float16 --guidance {GUIDANCE} --licence Apache-2.0",
     ]
 
 
