@@ -71,7 +71,7 @@ def column_of(system, rows, name):
         ("diffusion", "C", 1.05, "step 1 of 4"),
         ("shortcut", "A", 1.01, "step 0 of 4"),
         ("shortcut", "S", 1.001, "step 0 of 4"),
-        ("shortcut", "first", 1.01, "step 0 of 4, guidance 2, prior weight 0.9"),
+        ("shortcut", "first", 1.01, f"step 0 of 4, guidance {GUIDANCE}, prior weight 0.9"),
     ],
 )
 def test_parity_notices_a_wrong_coefficient(request, arm, coefficient, factor, place):
@@ -135,7 +135,7 @@ def test_parity_covers_both_ends_and_every_table():
         labels = [case.label for case in parity._step_cases(system, rows, session)]
     for n in rows.tables:
         for weight in ("0", "0.9"):
-            assert any(f"step 0 of {n}, guidance 2, prior weight {weight}" in f"{label} " for label in labels)
+            assert any(f"step 0 of {n}, guidance {GUIDANCE}, prior weight {weight}" in f"{label} " for label in labels)
         assert any(f"step {n - 1} of {n}," in label for label in labels)
     assert check_parity(system, rows, graphs).chain_steps == (1, 2, 4, 8)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from runtime.errors import ConfigInvalid
+from training.arms import GUIDANCE
 from training.config import load_config
 from training.decoder import PatchCritic, adversarial, adversarial_weight
 from training.models.denoiser import Denoiser
@@ -103,7 +104,7 @@ def test_guidance_is_folded_into_the_finest_steps_only(flow):
     x, t, tokens = torch.zeros(1, 1, 2, 2), np.array([0.5]), torch.ones(1, 1, 1)
     plain, leap = (flow.velocity(x, t, np.array([level]), tokens) for level in (0, 3))
     free = flow.velocity(x, t, np.array([0]), torch.zeros(1, 1, 1))
-    torch.testing.assert_close(flow.guided(x, t, np.array([0]), tokens), free + 2 * (plain - free))
+    torch.testing.assert_close(flow.guided(x, t, np.array([0]), tokens), free + GUIDANCE * (plain - free))
     torch.testing.assert_close(flow.guided(x, t, np.array([3]), tokens), leap)
 
 
