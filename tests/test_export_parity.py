@@ -17,6 +17,7 @@ from export.parity import check_parity, speech_like
 from export.pipeline import export_system
 from runtime.errors import ParityFailed
 from tests.toy_system import toy_rows, toy_system, toy_tensors
+from training.arms import GUIDANCE
 
 OPTIONS = ExportOptions(steps=(2, 4), default_steps=4)
 
