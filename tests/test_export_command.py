@@ -10,15 +10,8 @@ import pytest
 from export import cli, pipeline
 from export.options import ExportOptions, Sampling
 from export.pipeline import export_run, export_system
-from runtime.bundle import (
-    read_bundle,
-)
-from runtime.errors import (
-    BackendMissing,
-    CheckpointInvalid,
-    InvalidArgument,
-    OutputUnwritable,
-)
+from runtime.bundle import read_bundle
+from runtime.errors import BackendMissing, CheckpointInvalid, InvalidArgument, OutputUnwritable
 from tests.toy_system import toy_system
 from training.arms import GUIDANCE
 
