@@ -27,11 +27,12 @@ import numpy.typing as npt
 from . import __version__
 from .audio import load_speech
 from .backends import Settings
-from .bundle import read_bundle
+from .bundle import read_bundle, read_manifest
 from .doctor import package_versions
 from .errors import BackendFailed, InvalidArgument
 from .machine import cpu_flags, cpu_model, load_average, usable_cores
 from .pipeline import Pipeline, settings_for, shipped_bundle
+from .portrait import Timings
 
 SCHEMA_VERSION = 1
 RUNS, WARMUP = 200, 20
@@ -74,7 +75,7 @@ def measure(
     _check_counts(runs, warmup)
     folder = Path(shipped_bundle() if bundle is None else bundle)
     load_before = load_average()
-    settings = settings_for(device, threads)
+    settings = settings_for(read_manifest(folder)[0], device, threads)
     once: dict[str, list[float]] = {}
     process: dict[str, float] = {}
     if cold:
@@ -176,19 +177,19 @@ def _warm(
     first = _since(begin)
     for seed in range(warmup):
         pipeline.generate(speech, steps=steps, seed=seed)
-    names = ("audio", "encoder", *(f"step_{i + 1}" for i in range(steps)), "decoder", "end_to_end")
-    raw: dict[str, list[float]] = {name: [] for name in names}
+    raw: dict[str, list[float]] = {}
     cpu = time.process_time()
     for seed in range(runs):
         portrait = pipeline.generate(speech, steps=steps, seed=seed)
-        t = portrait.timings
-        for name, value in zip(names, (t.audio, t.encoder, *t.steps, t.decoder, t.total), strict=True):
-            raw[name].append(value)
+        for name, value in _stages(portrait.timings).items():
+            raw.setdefault(name, []).append(value)
     per_call = (time.process_time() - cpu) * 1e3 / runs
     cpu = time.process_time()
     time.sleep(IDLE_SECONDS)
     idle = (time.process_time() - cpu) * 1e3 / IDLE_SECONDS
-    raw["step"] = [value for name in names if name.startswith("step_") for value in raw[name]]
+    each_step = [value for name, values in raw.items() if name.startswith("step_") for value in values]
+    if each_step:  # a device that draws the portrait in one launch does not tell them apart
+        raw["step"] = each_step
     raw["encode_png"] = _repeat(portrait.encode, min(runs, 50))
     recording = wav_bytes(synthetic_speech(48000), 48000)
     raw["audio_48k_wav"] = _repeat(lambda: load_speech(recording), min(runs, 50))
@@ -196,9 +197,18 @@ def _warm(
     return [first], raw, used
 
 
+def _stages(timings: Timings) -> dict[str, float]:
+    """Milliseconds by name, of the stages this device tells apart."""
+    steps = {f"step_{i + 1}": value for i, value in enumerate(timings.steps)}
+    told = {"audio": timings.audio, "encoder": timings.encoder, **steps, "decoder": timings.decoder}
+    known = {name: value for name, value in told.items() if value is not None}
+    return {**known, "graphs": timings.graphs, "end_to_end": timings.total}
+
+
 def _cold(folder: Path, settings: Settings, steps: int | None) -> dict[str, list[float]]:
     """Fresh processes: the import alone, with everything a call needs, and from the shell to a saved PNG."""
-    everything = "runtime.pipeline, onnxruntime, soundfile, soxr, PIL.Image"
+    backend = "tensorrt" if settings.device == "tensorrt" else "onnxruntime"
+    everything = f"runtime.pipeline, {backend}, soundfile, soxr, PIL.Image"
     times = {
         "import_runtime": [float(_python("-c", _IMPORT.format("runtime"))) for _ in range(IMPORTS)],
         "import_all": [float(_python("-c", _IMPORT.format(everything))) for _ in range(IMPORTS)],

@@ -238,7 +238,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     bundle = read_bundle(arguments.bundle or shipped_bundle())
     sys.stdout.write(f"{bundle.manifest.name} {bundle.identity}\n")
     sys.stdout.write("manifest, sizes, sha256, no external data: good\n")
-    with Pipeline(bundle, settings_for(arguments.device, arguments.threads)) as pipeline:
+    with Pipeline(bundle, settings_for(bundle.manifest, arguments.device, arguments.threads)) as pipeline:
         sys.stdout.write(f"graphs open on {pipeline.device} with the tensors of the manifest: good\n")
         for steps in sorted(bundle.manifest.step_tables):
             pipeline.generate((synthetic_speech(), 16000), steps=steps)

@@ -105,8 +105,20 @@ class BackendFailed(S2FError):
     code = 42
 
 
+class NotPrepared(S2FError):
+    """The device runs what `s2f prepare` made for it, and for this bundle and machine nothing valid is there."""
+
+    code = 43
+
+
+class DeviceOutOfMemory(S2FError):
+    """The device has not enough memory to open the graphs, to run them or to prepare them."""
+
+    code = 44
+
+
 class OutputUnwritable(S2FError):
-    """The portrait or report cannot be written at the path given."""
+    """The portrait, report or cache entry cannot be written at the path given."""
 
     code = 50
 
@@ -162,6 +174,8 @@ ALL_ERRORS: tuple[type[S2FError], ...] = (
     BackendMissing,
     DeviceUnavailable,
     BackendFailed,
+    NotPrepared,
+    DeviceOutOfMemory,
     OutputUnwritable,
     ConfigInvalid,
     CorpusInvalid,

@@ -1,6 +1,6 @@
-"""The main path: speech → window → encoder → seeded noise → N steps → decoder → portrait.
+"""The main path: speech → window → executor (encoder → seeded noise → N steps → decoder) → portrait.
 
-All arithmetic is in the three graphs of the bundle; the host moves arrays, draws noise and keeps time.
+All arithmetic is in the graphs of the bundle; the host moves arrays, draws noise and keeps time.
 """
 
 from __future__ import annotations
@@ -8,29 +8,24 @@ from __future__ import annotations
 import math
 import operator
 import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from .audio import Speech, load_speech
-from .backends import Session, Settings, select, session_class
+from .backends import Settings, open_executor, select
 from .bundle import Bundle, Manifest, StepTable, read_bundle
 from .errors import BundleNotFound, Closed, InvalidArgument
+from .executor import Clock, Executor, Work
 from .machine import usable_cores
-from .noise import MAX_SEED, seeded_noise
-from .portrait import Portrait, Timings
+from .noise import MAX_SEED
+from .portrait import Portrait
 
 if TYPE_CHECKING:
     import os
     from types import TracebackType
-
-MAX_BATCH = 8
-"""Portraits made at once; longer lists are made in parts, so that memory does not grow with them."""
 
 MAX_THREADS = 256
 
@@ -38,18 +33,19 @@ MAX_THREADS = 256
 def load(bundle: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Pipeline:
     """Read, verify and open a bundle; None is the demo bundle that ships with the package.
 
-    `device`: "cpu", "cuda" or "auto" (the best that works; `s2f doctor` tells). `threads`: CPU threads per graph; None
-    takes the physical cores this process may use; give 1 on a machine that is busy with other things.
-    Raises the BundleXxx errors, BackendMissing, DeviceUnavailable, BackendFailed, InvalidArgument.
+    `device`: "cpu", "cuda", "tensorrt" (after `s2f prepare`) or "auto": the best that works, `s2f doctor` tells.
+    `threads`: CPU threads per graph; None takes the physical cores this process may use; give 1 on a machine that is
+    busy with other things. Raises the BundleXxx errors, BackendMissing, DeviceUnavailable, NotPrepared, BackendFailed,
+    DeviceOutOfMemory, InvalidArgument.
     """
-    settings = settings_for(device, threads)
-    return Pipeline(read_bundle(shipped_bundle() if bundle is None else bundle), settings)
+    read = read_bundle(shipped_bundle() if bundle is None else bundle)
+    return Pipeline(read, settings_for(read.manifest, device, threads))
 
 
-def settings_for(device: str = "auto", threads: int | None = None) -> Settings:
+def settings_for(manifest: Manifest, device: str = "auto", threads: int | None = None) -> Settings:
     """What `load` makes of its options. Raises InvalidArgument, BackendMissing, DeviceUnavailable."""
     count = usable_cores() if threads is None else _integer("threads", threads, 1, MAX_THREADS)
-    return Settings(select(device), count)
+    return Settings(select(device, manifest), count)
 
 
 def shipped_bundle() -> Path:
@@ -64,20 +60,13 @@ class Pipeline:
     """A loaded bundle on one device. Threads may share it: calls wait for each other. Close it, or use it in `with`."""
 
     def __init__(self, bundle: Bundle, settings: Settings) -> None:
-        """Open the three graphs of a verified bundle; `load` is the usual way here. The bytes are not kept."""
+        """Open the graphs of a verified bundle; `load` is the usual way here. The bytes are not kept."""
         self.manifest: Manifest = bundle.manifest
         self.identity: str = bundle.identity
         self.device: str = settings.device
         self.threads: int = settings.threads
         self._lock = threading.Lock()
-        self._sessions: dict[str, Session] = {}
-        opener = session_class(settings.device)
-        try:
-            for name, stage in bundle.manifest.stages.items():
-                self._sessions[name] = opener(name, bundle.files[name], stage.inputs, stage.outputs, settings)
-        except BaseException:
-            self.close()
-            raise
+        self._executor: Executor | None = open_executor(bundle, settings)
 
     @overload
     def generate(
@@ -131,10 +120,10 @@ class Pipeline:
         range, which may be a single value; None takes the bundle's default. `window`: "start", "centre", "loudest".
 
         If one speech of a list is bad the call fails as a whole. Raises the AudioXxx errors, InvalidArgument,
-        StepsUnavailable, BackendFailed, Closed.
+        StepsUnavailable, BackendFailed, DeviceOutOfMemory, Closed.
         """
         self._check_open()
-        clock = _Clock()
+        clock = Clock()
         speeches = list(speech) if isinstance(speech, list) else [speech]
         seeds = _seeds(seed, len(speeches))
         steps, table, chosen = self._options(steps, guidance, prior_weight)
@@ -142,16 +131,10 @@ class Pipeline:
         with clock.measure("audio"):
             pcm = np.stack([load_speech(one, window=window) for one in speeches])
         with self._lock:
-            self._check_open()
-            condition = self._encode(pcm, clock)
-            if len(speeches) < len(seeds):
-                condition = np.repeat(condition, len(seeds), axis=0)
-            images = [
-                image
-                for part in _parts(len(seeds))
-                for image in self._decode(self._denoise(condition[part], seeds[part], table, chosen, clock), clock)
-            ]
-        timings, name = clock.timings(steps), self.manifest.name
+            executor = self._check_open()
+            with clock.measure("graphs"):
+                images = executor.paint(Work(pcm, seeds, table, chosen), clock)
+        timings, name = clock.timings(), self.manifest.name
         portraits = [
             Portrait(image, one, steps, **chosen, timings=timings, bundle_name=name, bundle_sha256=self.identity)
             for image, one in zip(images, seeds, strict=True)
@@ -159,11 +142,11 @@ class Pipeline:
         return portraits if isinstance(speech, list) or not _is_integer(seed) else portraits[0]
 
     def close(self) -> None:
-        """Give sessions and their threads back, after a call in progress. Closing twice is harmless."""
+        """Give memory and threads back, after a call in progress. Closing twice is harmless."""
         with self._lock:
-            for session in self._sessions.values():
-                session.close()
-            self._sessions.clear()
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.close()
 
     def __enter__(self) -> Pipeline:
         self._check_open()
@@ -187,68 +170,10 @@ class Pipeline:
         }
         return count, manifest.table(count), chosen
 
-    def _check_open(self) -> None:
-        if not self._sessions:
+    def _check_open(self) -> Executor:
+        if self._executor is None:
             raise Closed("The pipeline is closed. Load the bundle again.")
-
-    def _encode(self, pcm: npt.NDArray[np.float32], clock: _Clock) -> npt.NDArray[np.float32]:
-        """Pcm float32 [S, samples] to condition float32 [S, tokens, width]."""
-        with clock.measure("encoder"):
-            parts = [self._sessions["encoder"].run({"pcm": pcm[part]})["condition"] for part in _parts(len(pcm))]
-        return np.concatenate(parts)
-
-    def _denoise(
-        self,
-        condition: npt.NDArray[np.float32],
-        seeds: list[int],
-        table: StepTable,
-        chosen: dict[str, float],
-        clock: _Clock,
-    ) -> npt.NDArray[np.float32]:
-        """Seeded noise to a latent, float32 [B, C, h, w]: one run of the unet graph per step of the table.
-
-        `chosen`: the values of all options; the graph is given those it has an input for.
-        """
-        spec, unet = self.manifest.latent, self._sessions["unet"]
-        noise = np.stack([seeded_noise(seed, (spec.channels, spec.height, spec.width)) for seed in seeds])
-        options = {name: np.array([value], dtype=np.float32) for name, value in chosen.items() if name in unet.inputs}
-        state = {"latent": noise, "history": np.zeros_like(noise)} if self.manifest.history else {"latent": noise}
-        for step in range(len(table.timesteps)):
-            row = np.array([table.first_row + step], dtype=np.int64)
-            with clock.measure(step):
-                result = unet.run({**state, "condition": condition, "step": row, **options})
-            state = {name: result[f"{name}_next"] for name in state}
-        return state["latent"]
-
-    def _decode(self, latent: npt.NDArray[np.float32], clock: _Clock) -> list[npt.NDArray[np.uint8]]:
-        """A latent float32 [B, C, h, w] to B images uint8 [H, W, 3], each with its own memory."""
-        with clock.measure("decoder"):
-            images = self._sessions["decoder"].run({"latent": latent})["image"]
-        return [image.copy() for image in images] if len(images) > 1 else [images[0]]
-
-
-class _Clock:
-    """Sums milliseconds per stage: "audio", "encoder", "decoder" and one entry per step index."""
-
-    def __init__(self) -> None:
-        self._begin = time.perf_counter_ns()
-        self._spent: dict[str | int, int] = {}
-
-    @contextmanager
-    def measure(self, stage: str | int) -> Iterator[None]:
-        begin = time.perf_counter_ns()
-        yield
-        self._spent[stage] = self._spent.get(stage, 0) + time.perf_counter_ns() - begin
-
-    def timings(self, steps: int) -> Timings:
-        total = time.perf_counter_ns() - self._begin
-        spent = {stage: value / 1e6 for stage, value in self._spent.items()}
-        each = tuple(spent[step] for step in range(steps))
-        return Timings(spent["audio"], spent["encoder"], each, spent["decoder"], total / 1e6)
-
-
-def _parts(count: int) -> list[slice]:
-    return [slice(begin, begin + MAX_BATCH) for begin in range(0, count, MAX_BATCH)]
+        return self._executor
 
 
 def _seeds(seed: int | Sequence[int], speeches: int) -> list[int]:

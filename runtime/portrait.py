@@ -53,14 +53,16 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 class Timings:
     """Milliseconds of the call that made a portrait; the portraits of one call share them.
 
-    `audio`: reading, resampling, window. `encoder`, `steps` (one entry per step) and `decoder`: the graphs, summed over
-    the call's batches. `total`: the whole call, waiting for another thread's call included.
+    `audio`: reading, resampling, window. `encoder`, `steps` (one entry per step) and `decoder`: the graphs one by one,
+    summed over the call's batches; None and () where the device draws a whole portrait in one launch. `graphs`: all of
+    it, noise included. `total`: the whole call, waiting for another thread's call included.
     """
 
     audio: float
-    encoder: float
+    encoder: float | None
     steps: tuple[float, ...]
-    decoder: float
+    decoder: float | None
+    graphs: float
     total: float
 
 

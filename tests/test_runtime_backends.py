@@ -18,7 +18,7 @@ from tiny_bundle import make_graph, write_bundle, write_tiny_bundle
 import runtime
 from runtime import backends
 from runtime.backends import Settings, available, ort, select
-from runtime.backends.base import Array, Session
+from runtime.backends.base import Array, Session, Tensor
 from runtime.bundle import TensorSpec
 from runtime.errors import BackendFailed, BackendMissing, BundleInvalid, Closed, DeviceUnavailable, InvalidArgument
 
@@ -34,7 +34,7 @@ class Fake(Session):
     specs: tuple[Sequence[TensorSpec], Sequence[TensorSpec]] = (IN, OUT)
     answer: Sequence[Array] = (np.zeros((2, 2), np.float32), np.zeros(2, np.uint8))
     opened = 0
-    seen: dict[str, Array]
+    seen: dict[str, Tensor]
 
     def _open(self, data: bytes, settings: Settings) -> None:
         type(self).opened += 1
@@ -42,7 +42,7 @@ class Fake(Session):
     def _specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         return list(self.specs[0]), list(self.specs[1])
 
-    def _run(self, feeds: dict[str, Array]) -> Sequence[Array]:
+    def _run(self, feeds: dict[str, Tensor], keep: bool) -> Sequence[Tensor]:
         self.seen = feeds
         return self.answer
 

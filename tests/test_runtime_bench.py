@@ -36,7 +36,8 @@ def report(bundle: Path) -> dict[str, Any]:
 
 
 def test_every_stage_is_there_with_its_raw_values(report: dict[str, Any]) -> None:
-    stages = {"audio", "encoder", "step_1", "step_2", "step", "decoder", "end_to_end", "encode_png", "audio_48k_wav"}
+    graphs = {"encoder", "step_1", "step_2", "step", "decoder", "graphs"}
+    stages = {"audio", *graphs, "end_to_end", "encode_png", "audio_48k_wav"}
     assert set(report["stages_ms"]) == stages
     assert set(report["once_ms"]) == {"read_bundle", "open_sessions", "first_call"}
     assert len(report["raw_ms"]["end_to_end"]) == 12

@@ -21,6 +21,8 @@ EXPECTED = {
     "BackendMissing": 40,
     "DeviceUnavailable": 41,
     "BackendFailed": 42,
+    "NotPrepared": 43,
+    "DeviceOutOfMemory": 44,
     "OutputUnwritable": 50,
     "ConfigInvalid": 60,
     "CorpusInvalid": 61,

@@ -14,7 +14,7 @@ from tiny_bundle import write_tiny_bundle
 import runtime
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {"numpy", "soundfile", "soxr", "PIL", "onnxruntime"}
+ALLOWED = {"numpy", "platformdirs", "soundfile", "soxr", "PIL", "onnxruntime", "tensorrt", "pycuda", "cuda"}
 FORBIDDEN = (
     *(
         "torch",
@@ -28,7 +28,7 @@ FORBIDDEN = (
         "numba",
         "tqdm",
     ),
-    *("training", "export", "calibration", "tests", "benchmarks", "pytest", "tensorrt", "huggingface_hub"),
+    *("training", "export", "calibration", "tests", "benchmarks", "pytest", "huggingface_hub"),
 )
 BLOCKER = f"""
 import sys

@@ -29,7 +29,7 @@ from runtime.errors import (
     InvalidArgument,
     StepsUnavailable,
 )
-from runtime.pipeline import MAX_BATCH
+from runtime.executor import MAX_BATCH, StepwiseExecutor
 
 Voice = tuple[npt.NDArray[np.float32], int]
 
@@ -122,13 +122,15 @@ def test_one_seed_serves_every_speech(pipeline: Pipeline, voices: list[Voice]) -
 def test_several_seeds_encode_the_speech_once(
     pipeline: Pipeline, voices: list[Voice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = pipeline._sessions["encoder"]
+    executor = pipeline._executor
+    assert isinstance(executor, StepwiseExecutor)
+    encoder = executor._sessions["encoder"]
     batches: list[int] = []
     run = encoder.run
 
-    def counted(feeds: dict[str, Any]) -> dict[str, Any]:
+    def counted(feeds: dict[str, Any], **options: bool) -> dict[str, Any]:
         batches.append(len(feeds["pcm"]))
-        return run(feeds)
+        return run(feeds, **options)
 
     monkeypatch.setattr(encoder, "run", counted)
     portraits = pipeline.generate(voices[0], seed=range(3))
@@ -160,10 +162,13 @@ def test_portraits_of_a_batch_do_not_share_pixels(pipeline: Pipeline, voices: li
 
 def test_timings(pipeline: Pipeline, voices: list[Voice]) -> None:
     timings = pipeline.generate(voices[0], steps=2).timings
-    parts = (timings.audio, timings.encoder, *timings.steps, timings.decoder)
+    assert timings.encoder is not None
+    assert timings.decoder is not None
+    stages = (timings.encoder, *timings.steps, timings.decoder)
     assert len(timings.steps) == 2
-    assert all(part > 0 for part in parts)
-    assert sum(parts) <= timings.total
+    assert all(part > 0 for part in (timings.audio, *stages))
+    assert sum(stages) <= timings.graphs
+    assert timings.audio + timings.graphs <= timings.total
     with pytest.raises(dataclasses.FrozenInstanceError):
         timings.total = 0.0  # type: ignore[misc]
 

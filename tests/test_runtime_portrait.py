@@ -33,7 +33,7 @@ def portrait() -> Portrait:
     image = np.stack(
         [np.tile(rows, (40, 1)), np.full((40, 48), 90, np.uint8), np.full((40, 48), 200, np.uint8)], axis=2
     )
-    return Portrait(image, 7, 4, 2.5, 0.01, Timings(1, 2, (3, 4), 5, 15), "demo-1", DIGEST)
+    return Portrait(image, 7, 4, 2.5, 0.01, Timings(1, 2, (3, 4), 5, 14, 15), "demo-1", DIGEST)
 
 
 def xmp_packet(path: Path) -> bytes:

@@ -1,36 +1,39 @@
-"""Which devices work here, and opening a graph on one of them. One module per backend, imported only when asked for."""
+"""Which devices work here, and opening a bundle on one. One module per backend, imported only when asked for."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ..errors import DeviceUnavailable
 from .base import Device, Session, Settings
 
-DEVICES = ("cpu", "cuda")
-PREFERENCE = ("cuda", "cpu")
+if TYPE_CHECKING:
+    from ..bundle import Bundle, Manifest
+    from ..executor import Executor
 
-__all__ = ["DEVICES", "PREFERENCE", "Device", "Session", "Settings", "available", "select", "session_class"]
+DEVICES = ("cpu", "cuda", "tensorrt")
+PREFERENCE = ("tensorrt", "cuda", "cpu")
+
+__all__ = ["DEVICES", "PREFERENCE", "Device", "Session", "Settings", "available", "open_executor", "select"]
 
 
 def available() -> list[Device]:
-    """Every device name with its state here, most preferred first. Opens a tiny graph on each: can take a second.
+    """Every device name with its state here, most preferred first. Opens a tiny graph on most: can take a second.
 
     Never raises for a missing package or driver; that is what `reason` and `cure` are for.
     """
-    from . import ort
-
-    return [ort.probe(name) for name in PREFERENCE]
+    return [_probe(name) for name in PREFERENCE]
 
 
-def select(device: str = "auto") -> str:
+def select(device: str = "auto", manifest: Manifest | None = None) -> str:
     """The device to use: the one asked for, or with "auto" the first of PREFERENCE that works.
 
-    Raises DeviceUnavailable for an unknown name or a device that does not work here, BackendMissing where the package
-    is not installed. A device that was asked for is never replaced by another.
+    "auto" takes tensorrt only where engines are prepared for the bundle of `manifest`. Raises DeviceUnavailable for an
+    unknown name or a device that does not work here, BackendMissing where the package is not installed. A device that
+    was asked for is never replaced by another.
     """
-    from . import ort
-
     if device in DEVICES:
-        ort.require(device)
+        _require(device)
         return device
     if device != "auto":
         known = ", ".join(("auto", *DEVICES))
@@ -38,16 +41,44 @@ def select(device: str = "auto") -> str:
             f"Unknown device {str(device)[:40]!r}. Choose one of {known}; `s2f doctor` says which work."
         )
     for name in PREFERENCE[:-1]:
-        if ort.probe(name).usable:
+        if _probe(name).usable and (name != "tensorrt" or _is_prepared(manifest)):
             return name
-    ort.require(PREFERENCE[-1])
+    _require(PREFERENCE[-1])
     return PREFERENCE[-1]
 
 
-def session_class(device: str) -> type[Session]:
-    """The class that opens graphs on a device `select` returned."""
-    from . import ort
+def open_executor(bundle: Bundle, settings: Settings) -> Executor:
+    """The graphs of a bundle, open on a device `select` returned. Raises what that device raises."""
+    if settings.device == "tensorrt":
+        from .tensorrt_executor import TensorRTExecutor
 
-    if device not in DEVICES:
-        raise DeviceUnavailable(f"No backend serves the device {device[:40]!r}.")
-    return ort.OrtSession
+        return TensorRTExecutor(bundle)
+    if settings.device not in DEVICES:
+        raise DeviceUnavailable(f"No backend serves the device {settings.device[:40]!r}.")
+    from ..executor import StepwiseExecutor
+    from .ort import OrtSession
+
+    return StepwiseExecutor(bundle, OrtSession, settings)
+
+
+def _require(device: str) -> None:
+    if device == "tensorrt":
+        from . import tensorrt
+
+        tensorrt.require()
+    else:
+        from . import ort
+
+        ort.require(device)
+
+
+def _probe(device: str) -> Device:
+    from . import ort, tensorrt
+
+    return tensorrt.probe() if device == "tensorrt" else ort.probe(device)
+
+
+def _is_prepared(manifest: Manifest | None) -> bool:
+    from . import tensorrt
+
+    return manifest is not None and tensorrt.is_prepared(manifest)

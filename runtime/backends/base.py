@@ -2,6 +2,8 @@
 
 A backend subclasses `Session` with four short methods. It may trust what it is handed and need not check what it
 returns: names, dtypes, shapes, one common batch size, memory layout and finite numbers are looked at on this side.
+What one graph hands to the next may stay on the device, as `Kept` values: they are checked like arrays, but for their
+numbers, which the host does not see.
 """
 
 from __future__ import annotations
@@ -18,7 +20,24 @@ from ..bundle import TensorSpec
 from ..errors import BackendFailed, BundleInvalid, Closed, InvalidArgument
 
 Array: TypeAlias = "npt.NDArray[Any]"
-Arrays: TypeAlias = "Mapping[str, Array]"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Kept:
+    """A tensor on the device: `value` is the backend's own, for sessions of the same backend and device."""
+
+    value: Any
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions, as numpy says it."""
+        return len(self.shape)
+
+
+Tensor: TypeAlias = "Array | Kept"
+Arrays: TypeAlias = "Mapping[str, Tensor]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,16 +90,17 @@ class Session(abc.ABC):
             self.close()
             raise
 
-    def run(self, feeds: Arrays) -> dict[str, Array]:
+    def run(self, feeds: Arrays, *, keep: bool = False) -> dict[str, Tensor]:
         """Run the graph once: exactly its inputs by name, in; all its outputs by name, out.
 
         Arrays must have the dtype and shape of the manifest; "batch" may be any size ≥ 1, the same in every tensor.
-        Raises InvalidArgument (inputs), BackendFailed (the backend or its outputs), Closed.
+        `keep`: outputs may stay on the device, as values for another session; a backend without such memory gives
+        arrays all the same. Raises InvalidArgument (inputs), BackendFailed (the backend or its outputs), Closed.
         """
         if self._closed:
             raise Closed(f"The {self.stage} session is closed. Load the bundle again.")
         batch = self._check_inputs(feeds)
-        results = self._run({name: np.ascontiguousarray(feeds[name]) for name in self.inputs})
+        results = self._run({name: _laid_out(feeds[name]) for name in self.inputs}, keep)
         return self._check_outputs(results, batch)
 
     def close(self) -> None:
@@ -98,8 +118,8 @@ class Session(abc.ABC):
         """Inputs and outputs as the opened graph has them; a dynamic dimension is the string "batch"."""
 
     @abc.abstractmethod
-    def _run(self, feeds: dict[str, Array]) -> Sequence[Array]:
-        """Outputs in the order of `self.outputs`. Raises BackendFailed."""
+    def _run(self, feeds: dict[str, Tensor], keep: bool) -> Sequence[Tensor]:
+        """Outputs in the order of `self.outputs`: arrays, or `Kept` where that is allowed. Raises BackendFailed."""
 
     @abc.abstractmethod
     def _close(self) -> None:
@@ -115,7 +135,7 @@ class Session(abc.ABC):
                 raise InvalidArgument(f"{self.stage} input {name}: {problem}.")
         return batch
 
-    def _check_outputs(self, results: Sequence[Array], batch: int | None) -> dict[str, Array]:
+    def _check_outputs(self, results: Sequence[Tensor], batch: int | None) -> dict[str, Tensor]:
         if len(results) != len(self.outputs):
             raise BackendFailed(f"{self.stage} returned {len(results)} tensors, not {len(self.outputs)}. {_REPORT}")
         named = dict(zip(self.outputs, results, strict=True))
@@ -123,7 +143,8 @@ class Session(abc.ABC):
             batch, problem = _check(named[name], spec, batch)
             if problem:
                 raise BackendFailed(f"{self.stage} output {name}: {problem}. {_REPORT}")
-            if spec.dtype == "float32" and not np.isfinite(named[name]).all():
+            value = named[name]
+            if spec.dtype == "float32" and isinstance(value, np.ndarray) and not np.isfinite(value).all():
                 raise BackendFailed(f"{self.stage} output {name} holds NaN or infinite values. {_REPORT}")
         return named
 
@@ -131,9 +152,13 @@ class Session(abc.ABC):
 _REPORT = "Run `s2f verify` on the bundle and `s2f doctor`; if both are content, please report it"
 
 
-def _check(array: Array, spec: TensorSpec, batch: int | None) -> tuple[int | None, str]:
+def _laid_out(value: Tensor) -> Tensor:
+    return value if isinstance(value, Kept) else np.ascontiguousarray(value)
+
+
+def _check(array: Tensor, spec: TensorSpec, batch: int | None) -> tuple[int | None, str]:
     """The batch size seen so far and what is wrong with `array`, empty if nothing is."""
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, (np.ndarray, Kept)):
         return batch, f"is {type(array).__name__}, not a numpy array"
     if array.dtype != spec.dtype:
         return batch, f"is {array.dtype}, not {spec.dtype}"

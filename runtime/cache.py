@@ -1,0 +1,197 @@
+"""The cache of what was prepared for this machine: one rule for keys, rights, hashes and atomic writes.
+
+What lies here is handed to a backend that trusts it (a TensorRT plan is executable code), so an entry is believed only
+if nobody but its owner could have written it: folder and file belong to this user or to root, nobody else may write
+them, no link is followed, and size and sha256 are those recorded when it was written, under the very key asked for. An
+entry is one file, written beside its place and renamed, so it is whole or absent at every moment, also after a kill.
+
+File: a line of JSON {magic, key, sha256, size}, a newline, the bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from .errors import OutputUnwritable
+
+logger = logging.getLogger(__name__)
+
+MAGIC = "s2f-cache-1"
+MAX_HEADER_BYTES = 64 * 1024
+MAX_ENTRY_BYTES = 4 * 1024**3
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+Key: TypeAlias = "Mapping[str, Any]"
+
+
+class Refused(Exception):  # noqa: N818 - says what happened to the entry
+    """An entry is there and not to be trusted; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Entries of several kinds under one folder; `Cache.default()` is the user's."""
+
+    folder: Path
+
+    @classmethod
+    def default(cls) -> Cache:
+        """The folder named by S2F_CACHE, else s2f-edge in the user's cache folder."""
+        named = os.environ.get("S2F_CACHE")
+        if named:
+            return cls(Path(named).absolute())
+        import platformdirs
+
+        return cls(Path(platformdirs.user_cache_dir("s2f-edge", appauthor=False)))
+
+    def path(self, kind: str, key: Key) -> Path:
+        """Where the entry of a key lies. `kind`: a plain word; `key`: JSON values."""
+        return self.folder / kind / f"{_digest(key)}.bin"
+
+    def read(self, kind: str, key: Key) -> bytes | None:
+        """The bytes of an entry, None where there is none. Raises Refused for one that is not to be trusted."""
+        path = self.path(kind, key)
+        try:
+            _trust(self.folder.lstat(), self.folder, folder=True)
+            _trust(path.parent.lstat(), path.parent, folder=True)
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Refused(f"{path} cannot be opened: {error.strerror or error}") from None
+        with os.fdopen(descriptor, "rb") as file:
+            info = os.fstat(file.fileno())
+            _trust(info, path, folder=False)
+            return _checked(file.readline(MAX_HEADER_BYTES), file.read(MAX_ENTRY_BYTES), key, path)
+
+    def write(self, kind: str, key: Key, data: bytes) -> Path:
+        """Put an entry in its place, whole or not at all; replaces the old one. Raises OutputUnwritable."""
+        path = self.path(kind, key)
+        header = {"magic": MAGIC, "key": dict(key), "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        temporary = path.parent / f".{path.stem}.{os.getpid()}.{os.urandom(4).hex()}"
+        try:
+            self._make_folders(path.parent)
+            for left in path.parent.glob(f".{path.stem}.*"):  # of a process that was killed
+                if left.stat().st_mtime < time.time() - 3600 or not _alive(left):
+                    left.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+                file.write(json.dumps(header, sort_keys=True).encode() + b"\n")
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputUnwritable(
+                f"The cache entry {path} cannot be written: {error.strerror or error}. Make room, or name another "
+                "folder in S2F_CACHE."
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        return path
+
+    def remove(self, kind: str, key: Key) -> None:
+        """Forget an entry; harmless where there is none or it cannot be removed."""
+        with contextlib.suppress(OSError):
+            self.path(kind, key).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self, kind: str, key: Key, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Hold the one lock of an entry, among all processes; the system lets go of it when its process ends.
+
+        `waiting` is called once if another process holds it. Raises OutputUnwritable where no lock can be made.
+        """
+        import fcntl  # what uses this cache for building runs on Linux
+
+        path = self.path(kind, key).with_suffix(".lock")
+        try:
+            self._make_folders(path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        except OSError as error:
+            raise OutputUnwritable(
+                f"The lock {path} cannot be made: {error.strerror or error}. Name another folder in S2F_CACHE."
+            ) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _make_folders(self, folder: Path) -> None:
+        """Folders of our own, 0700. One that others could write loses what lies in it: they may have put it there."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        for one in (self.folder, folder):
+            one.mkdir(mode=0o700, exist_ok=True)
+            try:
+                _trust(one.lstat(), one, folder=True)
+            except Refused as reason:
+                info = one.lstat()
+                if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+                    raise OSError(None, str(reason)) from None
+                logger.warning("%s: its entries are removed and its rights set to 0700", reason)
+                _empty(one)
+                one.chmod(0o700)
+
+
+def _digest(key: Key) -> str:
+    return hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()[:40]
+
+
+def _trust(info: os.stat_result, path: Path, *, folder: bool) -> None:
+    """Raise Refused unless it is a folder (or a regular file) that only its owner, this user or root, may write."""
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(info.st_mode):
+        raise Refused(f"{path} is not a {'folder' if folder else 'regular file'}")
+    if info.st_uid not in (os.geteuid(), 0):
+        raise Refused(f"{path} belongs to another user")
+    if info.st_mode & OTHERS_WRITE:
+        raise Refused(f"{path} may be written by others (its rights are {stat.S_IMODE(info.st_mode):04o})")
+
+
+def _checked(head: bytes, data: bytes, key: Key, path: Path) -> bytes:
+    """The bytes of an entry whose header fits them and the key. Raises Refused."""
+    try:
+        header = json.loads(head)
+        found = (header["magic"], header["key"], header["size"], header["sha256"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise Refused(f"{path} is not a cache entry") from None
+    if found[:2] != (MAGIC, json.loads(json.dumps(dict(key)))):
+        raise Refused(f"{path} was made for something else")
+    if found[2] != len(data):
+        raise Refused(f"{path} is cut short or too long: {len(data)} bytes, {found[2]!r:.20} were written")
+    if found[3] != hashlib.sha256(data).hexdigest():
+        raise Refused(f"{path} is damaged: its sha256 is not the one recorded")
+    return data
+
+
+def _alive(left: Path) -> bool:
+    """Whether the process that began this temporary file still runs."""
+    try:
+        os.kill(int(left.name.split(".")[2]), 0)
+    except (ValueError, IndexError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _empty(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
