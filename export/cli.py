@@ -1,4 +1,4 @@
-"""`s2f-export RUN_DIR -o BUNDLE`: a trained run to a bundle the runtime can open."""
+"""`s2f-export RUN_DIR -o BUNDLE`: a trained run to a bundle the runtime can open. `s2f-export engines`: see there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from export import engines_cli
 from export.options import STORES, ExportOptions
 from runtime.bundle import SOLVERS
 from runtime.errors import BackendMissing, InvalidArgument, OutputUnwritable, S2FError
@@ -28,10 +29,12 @@ NEEDED = ("torch", "diffusers", "safetensors", "onnx", "onnxruntime")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status, which is the code of the error if there is one."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    engines = words[:1] == ["engines"]  # a run of that name is ./engines
+    arguments = engines_cli.parser().parse_args(words[1:]) if engines else _parser().parse_args(words)
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="%(message)s")
     try:
-        exported = _export(arguments)
+        shown = engines_cli.run(arguments) if engines else _summary(_export(arguments))
     except S2FError as error:
         sys.stderr.write(f"s2f-export: error [{error.code}]: {error}\n")
         return error.code
@@ -39,16 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"s2f-export: error [{OutputUnwritable.code}]: {error}; choose another folder with -o\n")
         return OutputUnwritable.code
     except KeyboardInterrupt:
-        sys.stderr.write("s2f-export: interrupted; no bundle was written\n")
+        done = "engines finished before are kept" if engines else "no bundle was written"
+        sys.stderr.write(f"s2f-export: interrupted; {done}\n")
         return INTERRUPTED
-    sys.stdout.write(_summary(exported))
+    sys.stdout.write(shown)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s2f-export",
-        description="Export a training run as a bundle: three ONNX graphs, everything fused, checked against torch.",
+        description="Export a training run as a bundle: three ONNX graphs, everything fused, checked against torch. "
+        "`s2f-export engines BUNDLE` builds the TensorRT engines of a bundle.",
         epilog=RESPECT,
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder that s2f-train wrote")

@@ -69,9 +69,12 @@ class Cache:
             return None
         except OSError as error:
             raise Refused(f"{path} cannot be opened: {error.strerror or error}") from None
+        try:
+            _trust(os.fstat(descriptor), path, folder=False)
+        except Refused:
+            os.close(descriptor)
+            raise
         with os.fdopen(descriptor, "rb") as file:
-            info = os.fstat(file.fileno())
-            _trust(info, path, folder=False)
             return _checked(file.readline(MAX_HEADER_BYTES), file.read(MAX_ENTRY_BYTES), key, path)
 
     def write(self, kind: str, key: Key, data: bytes) -> Path:

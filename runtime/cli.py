@@ -1,4 +1,4 @@
-"""The command `s2f`: generate, info, verify, doctor, bench. Results go to stdout, errors to stderr as one line."""
+"""The command `s2f`: generate, prepare, info, verify, doctor, bench. Results go to stdout, errors to stderr."""
 
 from __future__ import annotations
 
@@ -75,14 +75,16 @@ def build_parser() -> argparse.ArgumentParser:
         return made
 
     _add_generate(add("generate", _generate, "draw portraits from speech"))
+    prepare = add("prepare", _prepare, "make ready what a device needs before it draws, such as TensorRT's engines")
     info = add("info", _info, "show what a bundle is")
     verify = add("verify", _verify, "check a bundle: contract, sizes, hashes, graphs, one portrait")
     doctor = add("doctor", _doctor, "show which devices work here, which would be used and why not the others")
     bench = add("bench", _bench, "measure a bundle here, stage by stage")
-    for made in (info, verify, bench):
+    for made in (prepare, info, verify, bench):
         made.add_argument("bundle", nargs="?", metavar="BUNDLE", help="folder of the bundle; default: the shipped demo")
     for made in (info, doctor):
         made.add_argument("--json", action="store_true", help="print JSON")
+    prepare.add_argument("--device", default="auto", help="auto (default): whatever works here; or cpu, cuda, tensorrt")
     for made in (verify, bench):
         _add_device(made)
     bench.add_argument("--json", metavar="OUT", help="also write the report with its raw values to this file")
@@ -112,7 +114,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda; s2f doctor says which work")
+    parser.add_argument(
+        "--device", default="auto", help="auto (default), cpu, cuda or tensorrt; s2f doctor says which work"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: the physical cores usable here")
 
 
@@ -194,6 +198,20 @@ def _make_folder(folder: Path) -> list[Path]:
         problem = f"The folder {folder} cannot be made: {error.strerror}."
         raise OutputUnwritable(f"{problem} Choose a place where you may write.") from error
     return missing
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    """Lines as they come: what is built may take minutes."""
+    from .bundle import read_bundle
+    from .pipeline import shipped_bundle
+    from .prepare import prepare
+
+    def tell(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    prepare(read_bundle(arguments.bundle or shipped_bundle()), arguments.device, tell)
+    return 0
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,10 @@ from .errors import S2FError
 from .machine import cpu_flags, cpu_model, load_average, usable_cores
 from .pipeline import shipped_bundle
 
-PACKAGES = ("numpy", "soundfile", "soxr", "pillow", "onnxruntime", "onnxruntime-gpu")
+PACKAGES = (
+    *("numpy", "soundfile", "soxr", "pillow", "onnxruntime", "onnxruntime-gpu"),
+    *("tensorrt", "tensorrt-lean", "pycuda", "cuda-bindings", "onnx"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -17,10 +18,19 @@ from tiny_bundle import make_graph, write_bundle, write_tiny_bundle
 
 import runtime
 from runtime import backends
-from runtime.backends import Settings, available, ort, select
-from runtime.backends.base import Array, Session, Tensor
+from runtime.backends import Settings, available, libraries, ort, select
+from runtime.backends.base import Array, Kept, Session, Tensor
+from runtime.bench import synthetic_speech
 from runtime.bundle import TensorSpec
-from runtime.errors import BackendFailed, BackendMissing, BundleInvalid, Closed, DeviceUnavailable, InvalidArgument
+from runtime.errors import (
+    BackendFailed,
+    BackendMissing,
+    BundleInvalid,
+    Closed,
+    DeviceOutOfMemory,
+    DeviceUnavailable,
+    InvalidArgument,
+)
 
 ONE = Settings("cpu", 1)
 IN = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("step", "int64", (1,)))
@@ -277,8 +287,6 @@ def test_a_damaged_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_idle_threads_sleep(tmp_path: Path) -> None:
     """After a call the process uses no processor time: nothing of ours spins (spinning costs 25 ms and more)."""
-    from runtime.bench import synthetic_speech
-
     used = []
     with runtime.load(write_tiny_bundle(tmp_path / "tiny"), device="cpu", threads=2) as pipeline:
         for _ in range(3):
@@ -291,8 +299,6 @@ def test_idle_threads_sleep(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_cuda_runs(tmp_path: Path) -> None:
-    from runtime.bench import synthetic_speech
-
     try:
         select("cuda")
     except (BackendMissing, DeviceUnavailable) as error:
@@ -302,3 +308,65 @@ def test_cuda_runs(tmp_path: Path) -> None:
     with runtime.load(folder, device="cuda") as gpu, runtime.load(folder, device="cpu") as cpu:
         difference = gpu.generate(voice).image.astype(int) - cpu.generate(voice).image
     assert np.abs(difference).max() <= 2
+
+
+def test_missing_libraries_are_named(tmp_path: Path) -> None:
+    library = tmp_path / "libprovider.so"
+    library.write_bytes(b"\x7fELF\0libc.so.6\0libnothere.so.12\0libnothere_either.so.9\0text\0")
+    assert libraries.missing(library) == ["libnothere.so.12", "libnothere_either.so.9"]
+    assert libraries.missing(tmp_path / "none.so") == []
+    (tmp_path / "empty.so").touch()
+    assert libraries.missing(tmp_path / "empty.so") == []
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        (["libcuda.so.1", "libcudnn.so.9"], "no NVIDIA driver"),
+        (["libcublas.so.12", "libcudnn.so.9"], r"libcublas.so.12, libcudnn.so.9.*onnxruntime-gpu\[cuda,cudnn\]"),
+        ([], "no usable device"),
+    ],
+)
+def test_why_a_provider_does_not_start(lacking: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(ort, "_onnxruntime", lambda _: Pretender(onnxruntime, ["CPUExecutionProvider"]))
+    monkeypatch.setattr(ort, "missing", lambda _: lacking)
+    device = ort.probe("cuda")
+    assert not device.usable
+    assert re.search(said, f"{device.reason} {device.cure}")
+
+
+def test_what_a_graph_hands_on_stays_on_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The bound path, on ONNX Runtime's CPU memory in the place of CUDA's: same portraits, latents kept until the last."""
+    import onnxruntime
+
+    folder = write_tiny_bundle(tmp_path / "tiny")
+    voice = (synthetic_speech(), 16000)
+    with runtime.load(folder, device="cpu", threads=1) as pipeline:
+        plain = [p.image for p in pipeline.generate(voice, seed=[1, 2])]
+        one = pipeline.generate(voice, seed=3).image
+    fake = Pretender(onnxruntime, ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "_onnxruntime", lambda _: fake)
+    monkeypatch.setitem(ort.MEMORIES, "cuda", "cpu")
+    kept: list[str] = []
+    bound = ort.OrtSession._run_bound
+
+    def spied(session: ort.OrtSession, feeds: dict[str, Tensor], keep: bool) -> Sequence[Tensor]:
+        results = bound(session, feeds, keep)
+        kept.append(f"{session.stage} {all(isinstance(value, Kept) for value in results)}")
+        return results
+
+    monkeypatch.setattr(ort.OrtSession, "_run_bound", spied)
+    with runtime.load(folder, device="cuda", threads=1) as pipeline:
+        again = [p.image for p in pipeline.generate(voice, seed=[1, 2])]
+        np.testing.assert_array_equal(again, plain)
+        kept.clear()
+        np.testing.assert_array_equal(pipeline.generate(voice, seed=3).image, one)
+    assert kept == ["encoder True", *["unet True"] * 3, "unet False", "decoder False"]
+
+
+def test_a_lack_of_memory_is_told_apart() -> None:
+    error = ort._failure("x", RuntimeError("CUDA failure 2: out of memory ; GPU=0"))
+    assert isinstance(error, DeviceOutOfMemory)
+    assert isinstance(ort._failure("x", RuntimeError("bad shape")), BackendFailed)

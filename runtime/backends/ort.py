@@ -15,19 +15,21 @@ import importlib.util
 import io
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..bundle import TensorSpec
 from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, DeviceUnavailable, S2FError
 from .base import Device, Kept, Session, Settings, Tensor
+from .libraries import missing
 
 logger = logging.getLogger(__name__)
 
 NAME = "onnxruntime"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-MEMORIES = {"cpu": "cpu", "cuda": "cuda"}
-"""Where a device's tensors lie, in ONNX Runtime's words. On "cpu" plain `run` moves a few kilobytes per step; bound,
-preallocated values were measured within 1 % of it."""
+MEMORIES = {"cuda": "cuda"}
+"""Where the tensors of a device lie whose memory is not the host's, in ONNX Runtime's words. On the CPU plain `run`
+moves a few kilobytes per step; bound, preallocated values were measured within 1 % of it."""
 
 EXTRAS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -54,14 +56,14 @@ class OrtSession(Session):
 
     def _open(self, data: bytes, settings: Settings) -> None:
         self._session = _open_session(data, settings, f"the {self.stage} graph")
-        self._memory = MEMORIES[settings.device]
+        self._memory = MEMORIES.get(settings.device)
 
     def _specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         return [_spec(node) for node in self._session.get_inputs()], [_spec(n) for n in self._session.get_outputs()]
 
     def _run(self, feeds: dict[str, Tensor], keep: bool) -> Sequence[Tensor]:
         try:
-            if self._memory == "cpu":
+            if self._memory is None:
                 results: Sequence[Tensor] = self._session.run(list(self.outputs), feeds)
             else:
                 results = self._run_bound(feeds, keep)
@@ -138,10 +140,19 @@ def _open_session(data: bytes, settings: Settings, what: str) -> Any:
     # ONNX Runtime only logs when a provider does not start, and carries on with the CPU.
     if session.get_providers()[:1] != [wanted]:
         raise DeviceUnavailable(
-            f"ONNX Runtime {ort.__version__} has {wanted}, but it does not start here: no usable device, driver or "
-            f"library. Run: nvidia-smi, and compare the CUDA and cuDNN versions with those onnxruntime-gpu asks for"
+            f"ONNX Runtime {ort.__version__} has {wanted}, but it does not start here: {_why_not(ort)}"
         )
     return session
+
+
+def _why_not(ort: Any) -> str:
+    """The libraries that are missing, all of them, and what to do; where none is, it is the driver or the device."""
+    lacking = missing(Path(ort.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so")
+    if "libcuda.so.1" in lacking:
+        return "there is no NVIDIA driver (libcuda.so.1). Run: nvidia-smi, and install the driver where it is not found"
+    if lacking:
+        return f"libraries are missing: {', '.join(lacking)}. Run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    return "no usable device or driver. Run: nvidia-smi, and compare the driver's CUDA with that of onnxruntime-gpu"
 
 
 def _options(ort: Any, settings: Settings) -> Any:

@@ -34,13 +34,16 @@ Bytes = npt.NDArray[np.uint8]
 class TensorRTExecutor(Executor):
     """The prepared engines of one bundle. See `Executor`."""
 
-    def __init__(self, bundle: Bundle, cache: Cache | None = None) -> None:
-        """Open what `s2f prepare` made. Raises NotPrepared, BackendMissing, DeviceUnavailable, DeviceOutOfMemory."""
+    def __init__(self, bundle: Bundle, cache: Cache | None = None, *, record: Prepared | None = None) -> None:
+        """Open what `s2f prepare` made; `record`: these engines, instead of those it recorded.
+
+        Raises NotPrepared, BackendMissing, DeviceUnavailable, BackendFailed, DeviceOutOfMemory.
+        """
         self._lanes: dict[int, Lane] = {}
         self._cuda: Cuda | None = None
         self._owner = Owner("s2f-cuda", self._give_back)
         try:
-            self._owner.call(self._open, bundle.manifest, Cache.default() if cache is None else cache)
+            self._owner.call(self._open, bundle.manifest, Cache.default() if cache is None else cache, record)
         except BaseException:
             self._owner.close()
             raise
@@ -53,10 +56,11 @@ class TensorRTExecutor(Executor):
         """Give the GPU's memory back and end the thread."""
         self._owner.close()
 
-    def _open(self, manifest: Manifest, cache: Cache) -> None:
+    def _open(self, manifest: Manifest, cache: Cache, record: Prepared | None) -> None:
         module = package()
         place = place_here(module)
-        record = prepared(manifest, cache, place)
+        if record is None:
+            record = prepared(manifest, cache, place)
         self._cuda = Cuda()
         runtime = Runtime(module, cache, manifest, place)
         engines = {spec: runtime.load(spec) for spec in record.engines()}

@@ -1,0 +1,202 @@
+"""TensorRT's builder, 8.6 to 11.x: the one file that knows how the releases differ in building.
+
+| release | network | precision |
+|---|---|---|
+| 8.6 | explicit batch, weakly typed | flag FP16; every layer is told the types its tensors have in the graph |
+| 10.x | strongly typed | the graph's own types |
+| 11.x | nothing else exists | the graph's own types |
+
+What the newer ones dropped is asked for by name and only where it exists. Only the types of the graph decide, so TF32,
+which would round fp32 without a word, is off everywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+
+from export.simplify import element_types
+from runtime.backends.tensorrt import make_logger, release
+from runtime.errors import BackendFailed, BackendMissing, DeviceOutOfMemory
+
+logger = logging.getLogger(__name__)
+
+STRONGLY_TYPED_SINCE = (10, 0)
+ALWAYS_STRONGLY_TYPED_SINCE = (11, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildOptions:
+    """`workspace_mib`: limit of scratch memory while tactics are tried. `optimisation`: 0 to 5, 3 where not told.
+
+    `lean`: a version-compatible engine for `tensorrt_lean`, without code of the host in it. `half`: the graph holds
+    float16, which 8.6 must be told. `detailed`: keep what `layers` reports.
+    """
+
+    workspace_mib: int = 1024
+    optimisation: int = 3
+    lean: bool = False
+    half: bool = True
+    detailed: bool = False
+
+
+def builder_package() -> Any:
+    """The module `tensorrt`. Raises BackendMissing: `tensorrt_lean` only runs engines."""
+    if importlib.util.find_spec("tensorrt") is None:
+        raise BackendMissing(
+            'Building engines needs the package tensorrt. Run: pip install "s2f-edge[trt]" (a Jetson has it from '
+            "JetPack, see docs/jetson.md)"
+        )
+    try:
+        module: Any = importlib.import_module("tensorrt")
+    except Exception as error:  # the package loads its libraries at import and raises whatever that raises
+        raise BackendMissing(f"tensorrt is installed but cannot be imported: {error}. Run: s2f doctor") from error
+    if not hasattr(module, "Builder"):
+        raise BackendMissing("The package tensorrt here only runs engines. Install the full one; see docs/tensorrt.md")
+    return module
+
+
+class Builder:
+    """Makes engines with one TensorRT, on the GPU they are for."""
+
+    def __init__(self, module: Any) -> None:
+        self._trt = module
+        self._release = release(module)
+        self.logger = make_logger(module)
+
+    def build(
+        self,
+        data: bytes,
+        options: BuildOptions,
+        *,
+        timings: bytes = b"",
+        progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    ) -> tuple[bytes, bytes]:
+        """(engine, timing cache) of an ONNX graph. `timings`: the cache of earlier builds; one that does not fit is not
+        used. `progress`: told of (phase, steps done, steps in all), where the release can.
+
+        Raises BackendFailed (the graph or the build is refused), DeviceOutOfMemory.
+        """
+        trt = self._trt
+        self.logger.last_error = ""
+        builder = trt.Builder(self.logger)
+        network = builder.create_network(self._flags())
+        parser = trt.OnnxParser(network, self.logger)
+        if not parser.parse(data):
+            errors = "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors))
+            raise BackendFailed(f"TensorRT {trt.__version__} does not read the graph: {errors[:600]}. Please report it")
+        config = builder.create_builder_config()
+        self._configure(config, options)
+        if self._release < STRONGLY_TYPED_SINCE:
+            self._tell_types(network, config, data, half=options.half)
+        cache = config.create_timing_cache(timings)
+        if not config.set_timing_cache(cache, False):
+            logger.info("the timing cache of earlier builds does not fit and is begun anew")
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+        if hasattr(trt, "IProgressMonitor"):
+            config.progress_monitor = _monitor(trt, progress)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise self._failure("cannot build the engine")
+        return bytes(plan), bytes(config.get_timing_cache().serialize())
+
+    def layers(self, engine: bytes) -> Any:
+        """What TensorRT says of each layer of an engine built with `detailed`: plain JSON values."""
+        trt = self._trt
+        loaded = trt.Runtime(self.logger).deserialize_cuda_engine(engine)
+        if loaded is None:
+            raise self._failure("cannot read the engine back")
+        inspector = loaded.create_engine_inspector()
+        return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+    def _flags(self) -> int:
+        names = self._trt.NetworkDefinitionCreationFlag
+        if self._release < STRONGLY_TYPED_SINCE:
+            return 1 << int(names.EXPLICIT_BATCH)
+        return 0 if self._release >= ALWAYS_STRONGLY_TYPED_SINCE else 1 << int(names.STRONGLY_TYPED)
+
+    def _configure(self, config: Any, options: BuildOptions) -> None:
+        trt = self._trt
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+        config.builder_optimization_level = options.optimisation
+        config.clear_flag(trt.BuilderFlag.TF32)
+        if options.detailed:
+            config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if options.lean:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+            config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+
+    def _tell_types(self, network: Any, config: Any, data: bytes, *, half: bool) -> None:
+        """8.6: layers compute in the type their inputs have in the graph, and give what the graph says.
+
+        cuBLAS and cuDNN are left out as sources of kernels: 8.6 alone would need these libraries, and no release since.
+        """
+        trt = self._trt
+        sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)
+        config.set_tactic_sources(sum(1 << int(source) for source in sources))
+        if not half:
+            return
+        config.set_flag(trt.BuilderFlag.FP16)
+        config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
+        types = _float_types(data, trt)
+        for index in range(network.num_layers):
+            _tell_layer(network.get_layer(index), types, trt)
+
+    def _failure(self, what: str) -> BackendFailed | DeviceOutOfMemory:
+        text = self.logger.last_error or "no reason given"
+        message = f"TensorRT {self._trt.__version__} {what}: {text}."
+        if "memory" in text.lower():
+            return DeviceOutOfMemory(
+                f"{message} Close what else uses the GPU, or give less workspace (s2f-export engines --workspace)."
+            )
+        return BackendFailed(f"{message} Run again with -v for all that TensorRT says, and please report it")
+
+
+def _float_types(data: bytes, trt: Any) -> dict[str, Any]:
+    """TensorRT's type of every float tensor of the graph, by name."""
+    names: dict[int, Any] = {onnx.TensorProto.FLOAT: trt.float32, onnx.TensorProto.FLOAT16: trt.float16}
+    inferred = onnx.shape_inference.infer_shapes(onnx.load_from_string(data))
+    return {name: names[kind] for name, kind in element_types(inferred).items() if kind in names}
+
+
+def _tell_layer(layer: Any, types: dict[str, Any], trt: Any) -> None:
+    """Outputs the graph does not name, of layers the parser added, have the type of what comes in."""
+    inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+    known = [types[tensor.name] for tensor in inputs if tensor is not None and tensor.name in types]
+    computed = trt.float32 if trt.float32 in known else trt.float16 if known else None
+    for index in range(layer.num_outputs):
+        name = layer.get_output(index).name
+        if name not in types and computed is not None:
+            types[name] = computed
+        if name in types and layer.type != trt.LayerType.CAST:
+            layer.set_output_type(index, types[name])
+    if computed is not None and layer.type not in (trt.LayerType.CAST, trt.LayerType.CONSTANT):
+        layer.precision = computed
+
+
+def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a class known at run time only
+        """Called from TensorRT's threads."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress(phase_name, step + 1, self._steps.get(phase_name, 0))
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+    return Monitor()

@@ -1,0 +1,47 @@
+"""Everything slow or bound to this machine, once: what `s2f prepare` does, so that `generate` never has to.
+
+What a device needs is known to packages that are not part of the runtime; they register a function under the
+entry-point group `s2f.prepare` by the name of the device: (bundle, tell) → None, `tell` takes a line for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+
+from .backends import DEVICES, available
+from .bundle import Bundle
+from .errors import BackendMissing, DeviceUnavailable
+
+GROUP = "s2f.prepare"
+
+Tell = Callable[[str], None]
+
+
+def prepare(bundle: Bundle, device: str, tell: Tell) -> None:
+    """Prepare a bundle for a device, or with "auto" for every device that works here and has something to prepare.
+
+    Raises DeviceUnavailable, BackendMissing and what the device's own function raises.
+    """
+    if device not in ("auto", *DEVICES):
+        raise DeviceUnavailable(f"Unknown device {device[:40]!r}. Choose one of {', '.join(('auto', *DEVICES))}.")
+    found = {point.name: point for point in metadata.entry_points(group=GROUP)}
+    if device == "auto":
+        names = [one.name for one in available() if one.usable and one.name in found]
+    elif device in found:
+        names = [device]
+    elif device == "tensorrt":
+        raise BackendMissing("Nothing here builds engines. Run: pip install --force-reinstall s2f-edge")
+    else:
+        names = []
+    if not names:
+        tell("nothing to prepare: the devices that work here run the bundle as it is")
+    for name in names:
+        try:
+            function = found[name].load()
+        except ImportError as error:
+            raise BackendMissing(
+                f"Preparing for {name} needs a package that is missing: {error}. Run: pip install 's2f-edge[trt]' (on "
+                "a Jetson see docs/jetson.md)"
+            ) from error
+        function(bundle, tell)
