@@ -25,7 +25,7 @@ def fold_constants(model: Model) -> None:
         del model.graph.value_info[:]
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
         changed = _fold_once(model, static_shapes(inferred))
-        changed |= drop_no_ops(model, _element_types(inferred))
+        changed |= drop_no_ops(model, element_types(inferred))
         if not changed:
             break
     _spell_out_reshapes(model, static_shapes(inferred))
@@ -188,7 +188,8 @@ def static_shapes(inferred: Model) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _element_types(inferred: Model) -> dict[str, int]:
+def element_types(inferred: Model) -> dict[str, int]:
+    """The element type of every tensor of a model whose shapes were inferred."""
     types = {t.name: t.data_type for t in inferred.graph.initializer}
     infos = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     return types | {info.name: info.type.tensor_type.elem_type for info in infos}

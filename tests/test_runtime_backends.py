@@ -338,7 +338,7 @@ def test_why_a_provider_does_not_start(lacking: list[str], said: str, monkeypatc
 
 
 def test_what_a_graph_hands_on_stays_on_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The bound path, on ONNX Runtime's CPU memory in the place of CUDA's: same portraits, latents kept until the last."""
+    """The bound path, on host memory in the place of the GPU: same portraits, latents kept until the last step."""
     import onnxruntime
 
     folder = write_tiny_bundle(tmp_path / "tiny")

@@ -117,15 +117,15 @@ class Cuda:
         stream = api.CUstream(self.stream)
         # THREAD_LOCAL: what other threads of the host program do with CUDA meanwhile is none of our business.
         _ok(api, api.cuStreamBeginCapture(stream, api.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL))
-        problem: S2FError | None = None
+        problem = ""
         try:
             enqueue()
         except S2FError as error:
-            problem = error
+            problem = str(error)  # the error itself would keep this frame, and with it the GPU's memory, in a cycle
         finally:
             ended = api.cuStreamEndCapture(stream)
-        if problem is not None:
-            raise CaptureFailed(str(problem)) from problem
+        if problem:
+            raise CaptureFailed(problem)
         graph = _ok(api, ended)
         try:
             executable = _ok(api, api.cuGraphInstantiate(graph, 0))

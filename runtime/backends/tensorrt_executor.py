@@ -8,6 +8,7 @@ calls to CUDA and TensorRT come from one owner thread.
 from __future__ import annotations
 
 import dataclasses
+import enum
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
@@ -75,12 +76,13 @@ class TensorRTExecutor(Executor):
     def _paint(self, work: Work) -> list[Image]:
         images: list[Image] = []
         one_voice = len(work.pcm) < len(work.seeds)
-        encoded: Lane | None = None  # the lane whose condition is that of the one voice
+        last: Lane | None = None
         for begin, size in _portions(len(work.seeds), list(self._lanes)):
             lane, part = self._lanes[size], slice(begin, begin + size)
             pcm = np.broadcast_to(work.pcm, (size, work.pcm.shape[1])) if one_voice else work.pcm[part]
-            images += lane.run(pcm, work.seeds[part], work, encoded=encoded is lane)
-            encoded = lane if one_voice else None
+            extent = Extent.WHOLE if not one_voice else Extent.KNOWN if lane is last else Extent.KEEPING
+            images += lane.run(pcm, work.seeds[part], work, extent)
+            last = lane
         return images
 
     def _give_back(self) -> None:
@@ -89,6 +91,14 @@ class TensorRTExecutor(Executor):
         if self._cuda is not None:
             self._cuda.close()
             self._cuda = None
+
+
+class Extent(enum.Enum):
+    """How much of the way a program goes, so that one voice with several seeds is encoded once per batch size."""
+
+    WHOLE = "from speech to image, as one engine where that is faster"
+    KEEPING = "from speech to image in stages, which leaves the condition behind"
+    KNOWN = "from the condition that was left behind to the image"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +135,11 @@ class Lane:
         self._target, self._image = device.pinned(_bytes(image)), device.allocate(_bytes(image))
         self._image_shape = tuple(int(dim) for dim in image.shape)
         self._buffers = self._allocate_between()
-        self._programs: dict[tuple[int, bool], Callable[[], None]] = {}
+        self._programs: dict[tuple[int, Extent], Callable[[], None]] = {}
 
-    def run(self, pcm: npt.NDArray[np.float32], seeds: list[int], work: Work, *, encoded: bool) -> list[Image]:
-        """`batch` portraits of pcm float32 [batch, samples]. `encoded`: the condition of the last run is theirs."""
-        program = self.program(work.table, encoded=encoded)
+    def run(self, pcm: npt.NDArray[np.float32], seeds: list[int], work: Work, extent: Extent) -> list[Image]:
+        """`batch` portraits of pcm float32 [batch, samples]."""
+        program = self.program(work.table, extent)
         latent = self._manifest.latent
         shape = (latent.channels, latent.height, latent.width)
         self._put("pcm", pcm)
@@ -142,42 +152,23 @@ class Lane:
         self._device.synchronize()
         return [_portrait(image) for image in self._target.reshape(self._image_shape)]
 
-    def program(self, table: StepTable, *, encoded: bool = False) -> Callable[[], None]:
-        """What enqueues a whole batch in so many steps: the launch of a captured graph, or the calls one by one.
-
-        `encoded`: without the encoder; such a program chains the stages also where one engine does it all.
-        """
-        key = (len(table.timesteps), encoded)
+    def program(self, table: StepTable, extent: Extent = Extent.WHOLE) -> Callable[[], None]:
+        """What enqueues a batch in so many steps: the launch of a captured graph, or the calls one by one."""
+        key = (len(table.timesteps), extent)
         if key not in self._programs:
-            self._programs[key] = self._make_program(list(self._calls(table, encoded)))
+            self._programs[key] = _program(self._device, list(self._calls(table, extent)))
         return self._programs[key]
 
-    def _make_program(self, calls: list[Call]) -> Callable[[], None]:
-        def enqueue() -> None:
-            for engine, tensors in calls:
-                engine.enqueue(tensors, self._device.stream)
-
-        reason = graphs_missing()
-        if not reason:
-            try:
-                enqueue()  # TensorRT may allocate and load kernels in its first execution, which a capture forbids
-                self._device.synchronize()
-                return self._device.capture(enqueue)
-            except CaptureFailed as problem:
-                reason = str(problem)
-        logger.warning("no CUDA graph, the engines are enqueued one by one: %s", reason)
-        return enqueue
-
-    def _calls(self, table: StepTable, encoded: bool) -> Iterator[Call]:
+    def _calls(self, table: StepTable, extent: Extent) -> Iterator[Call]:
         """The engines to run and the addresses of their tensors, in order."""
         given = {name: self._input + slot.offset for name, slot in self._slots.items()}
         steps, options = len(table.timesteps), {k: v for k, v in given.items() if k not in ("pcm", "noise")}
-        if (self._batch, steps) in self._record.pipelines and not encoded:
+        if extent is Extent.WHOLE and (self._batch, steps) in self._record.pipelines:
             yield self._engine("pipeline", steps), {**given, "image": self._image}
             return
         encoder, unet, decoder = (self._engine(stage, 0) for stage in STAGES)
         condition = self._buffers["condition"]
-        if not encoded:
+        if extent is not Extent.KNOWN:
             yield encoder, {"pcm": given["pcm"], "condition": condition}
         states = self._states(given["noise"], steps)
         for row, (before, after) in enumerate(pairwise(states), start=table.first_row):
@@ -218,6 +209,25 @@ class Lane:
     def _put(self, name: str, values: npt.NDArray[np.float32]) -> None:
         slot = self._slots[name]
         self._source[slot.offset : slot.offset + slot.size].view(np.float32)[:] = values.reshape(-1)
+
+
+def _program(device: Cuda, calls: list[Call]) -> Callable[[], None]:
+    """The calls as one CUDA graph, or one after the other, with the reason logged, where no graph can be had."""
+
+    def enqueue() -> None:
+        for engine, tensors in calls:
+            engine.enqueue(tensors, device.stream)
+
+    reason = graphs_missing()
+    if not reason:
+        try:
+            enqueue()  # TensorRT may allocate and load kernels in its first execution, which a capture forbids
+            device.synchronize()
+            return device.capture(enqueue)
+        except CaptureFailed as problem:
+            reason = str(problem)
+    logger.warning("no CUDA graph, the engines are enqueued one by one: %s", reason)
+    return enqueue
 
 
 def _portrait(pixels: Image) -> Image:
