@@ -10,25 +10,22 @@ import contextlib
 import dataclasses
 import json
 import logging
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from export.adaptor import Builder, BuildOptions, builder_package
 from export.derive import derive
 from export.presets import Preset, board, detect
+from export.trial import compare, is_no_slower
 from runtime.backends import cuda
-from runtime.backends.base import Settings
-from runtime.backends.tensorrt import place_here
-from runtime.bench import synthetic_speech
+from runtime.backends.tensorrt import LEAN, place_here
 from runtime.bundle import STAGES, Bundle
 from runtime.cache import Cache, Refused
 from runtime.engines import (
     ENGINES,
+    MAX_BATCH,
     PRECISIONS,
     RECORDS,
     EngineSpec,
@@ -38,9 +35,8 @@ from runtime.engines import (
     record_key,
     write_record,
 )
-from runtime.errors import BackendFailed, InvalidArgument, S2FError
-from runtime.executor import MAX_BATCH, Clock, Executor, Image, StepwiseExecutor, Work
-from runtime.machine import usable_cores
+from runtime.errors import BackendFailed, InvalidArgument
+from runtime.executor import Executor
 from runtime.output import write_file
 
 logger = logging.getLogger(__name__)
@@ -50,8 +46,6 @@ Tell = Callable[[str], None]
 TIMINGS = "timings"
 SHARED_WEIGHTS = 1.3  # a pipeline holds each weight once, so its engine is at most so many times the stages' together
 SANE_SIZE = 8, 64 * 2**20  # an engine is at most so many times its graph, and so many bytes more
-ALIKE_DB = 30.0  # PSNR of a portrait to ONNX Runtime's on the CPU, under which the engines compute something else
-RUNS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +105,7 @@ def build(bundle: Bundle, request: Request, cache: Cache, tell: Tell, *, report:
     """
     module = builder_package()
     here = place_here(module)
-    place = dataclasses.replace(here, tensorrt="lean") if request.options.lean else here
+    place = dataclasses.replace(here, backend=LEAN) if request.options.lean else here
     manifest = bundle.manifest
     for steps in request.steps:
         manifest.table(steps)
@@ -235,8 +229,8 @@ def _choose(job: _Job, runs_here: bool) -> Prepared:
     pipelines = tuple((spec.batch, spec.steps) for spec in job.pipelines())
     whole = dataclasses.replace(stages, pipelines=pipelines)
     with _opened(job, stages) as chained, _opened(job, whole) as fused:
-        _compare(job, chained, fused)
-        chosen = tuple(one for one in pipelines if _is_no_slower(job, fused, chained, one[1]))
+        compare(job.bundle, (chained, fused), job.tell)
+        chosen = tuple(one for one in pipelines if is_no_slower(job.bundle, fused, chained, one[1], job.tell))
     return dataclasses.replace(stages, pipelines=chosen)
 
 
@@ -249,52 +243,3 @@ def _opened(job: _Job, record: Prepared) -> Iterator[Executor]:
         yield executor
     finally:
         executor.close()
-
-
-def _is_no_slower(job: _Job, fused: Executor, chained: Executor, steps: int) -> bool:
-    """Whether one engine draws a portrait as fast as the stages do, or faster: medians of runs taken in turn."""
-    work = _work(job.bundle, steps)
-    spent: dict[Executor, list[float]] = {fused: [], chained: []}
-    for _ in range(RUNS):
-        for executor, times in spent.items():
-            begin = time.perf_counter()
-            executor.paint(work, Clock())
-            times.append((time.perf_counter() - begin) * 1e3)
-    one, three = statistics.median(spent[fused]), statistics.median(spent[chained])
-    job.tell(f"{steps} steps: {one:.2f} ms as one engine, {three:.2f} ms as a chain of stages")
-    return one <= three
-
-
-def _compare(job: _Job, *executors: Executor) -> None:
-    """Hold both forms against ONNX Runtime on the CPU. Raises BackendFailed."""
-    try:
-        from runtime.backends.ort import OrtSession
-
-        reference = StepwiseExecutor(job.bundle, OrtSession, Settings("cpu", usable_cores()))
-    except S2FError as reason:
-        job.tell(f"not compared with the CPU: {reason}")
-        return
-    with contextlib.closing(reference):
-        for steps in job.bundle.manifest.step_tables:
-            work = _work(job.bundle, steps)
-            wanted = reference.paint(work, Clock())[0]
-            worst = min(psnr(executor.paint(work, Clock())[0], wanted) for executor in executors)
-            job.tell(f"{steps} steps: PSNR to ONNX Runtime on the CPU {worst:.1f} dB")
-            if worst < ALIKE_DB:
-                raise BackendFailed(
-                    f"The engines draw something else than ONNX Runtime: {worst:.1f} dB PSNR at {steps} steps, "
-                    f"{ALIKE_DB:g} are needed; nothing was recorded. Use --precision fp32, and please report it"
-                )
-
-
-def _work(bundle: Bundle, steps: int) -> Work:
-    """One portrait of a synthetic voice, all options at their defaults."""
-    manifest = bundle.manifest
-    options = {"guidance": manifest.guidance.default, "prior_weight": manifest.prior.weight}
-    return Work(synthetic_speech()[None], [0], manifest.table(steps), options)
-
-
-def psnr(image: Image, reference: Image) -> float:
-    """Peak signal-to-noise ratio in dB of two images uint8 of one shape; infinite where they are equal."""
-    error = float(np.mean((image.astype(np.float64) - reference) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))

@@ -195,7 +195,8 @@ def _quantisation(model: ModelProto) -> Iterator[str]:
         if zero is None:
             yield f"{_name(node)} has no constant zero point, so its integers are not int8."
         elif zero.dtype != np.int8 or zero.any():
-            yield f"{_name(node)} has the zero point {zero.reshape(-1)[0]} of type {zero.dtype}; it must be int8 and 0."
+            worst = zero.reshape(-1)[np.argmax(zero != 0)]
+            yield f"{_name(node)} has the zero point {worst} of type {zero.dtype}; it must be int8 and 0."
 
 
 def _details(inferred: ModelProto) -> Iterator[str]:

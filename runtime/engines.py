@@ -1,9 +1,9 @@
-"""What a prepared TensorRT engine is: its key in the cache, and the record of which engines serve a bundle here.
+"""What was prepared for a bundle: the keys of engines in the cache, and the record of which serve the bundle here.
 
-`export` builds engines and writes these entries, `runtime.backends.tensorrt` reads them. An engine runs where it was
-built and nowhere else, so its key names the graphs it comes from (by their sha256), the release of TensorRT, the GPU,
-the driver and everything that was chosen for it. One record per bundle, release, GPU and driver says which engines
-`generate` is to use; no record, no engines.
+`export` makes engines and writes these entries, the backends read them. A TensorRT engine runs where it was built and
+nowhere else, so its key names the graphs it comes from (by their sha256), the release of TensorRT, the GPU, the driver
+and everything that was chosen for it. For ONNX Runtime the "engine" is a fused ONNX graph. One record per bundle and
+place says which engines `generate` is to use; no record, no engines.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ GRAPHS = (*STAGES, "pipeline")
 PRECISIONS = ("fp16", "fp32")
 OPTIONS = ("guidance", "prior_weight")
 
+MAX_BATCH = 16
+"""Portraits an engine may draw at once."""
+
 RECIPE = 1
 """Rises when `export.derive` makes other graphs of the same bundle, so that engines of the old ones are not used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where engines run. `tensorrt`: its version, or "lean" for engines any newer lean runtime may run.
+    """Where engines run. `backend`: its name and version; "tensorrt lean" for what any newer lean runtime may run.
 
     `capability`: compute capability such as "8.7"; `gpu`: the GPU's name; `driver`: CUDA's and the driver's version.
     """
 
-    tensorrt: str
+    backend: str
     capability: str
     gpu: str
     driver: str
@@ -56,8 +59,9 @@ class EngineSpec:
 class Prepared:
     """What `s2f prepare` decided for one bundle in one place.
 
-    `batches`: the batch sizes with engines of all three stages, rising, 1 among them. `pipelines`: (batch, steps) of
-    the whole-pipeline engines that were built and measured to be no slower than the chain of stages.
+    `batches`: the batch sizes with engines of all three stages, rising, 1 among them; none for a backend that runs the
+    bundle's own stages. `pipelines`: (batch, steps) of the whole-pipeline engines that were made and measured to be no
+    slower than the chain of stages.
     """
 
     precision: str

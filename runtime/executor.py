@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .backends.base import Arrays, Session, Settings, Tensor
 from .bundle import Bundle, StepTable
+from .errors import BackendFailed
 from .noise import seeded_noise
 from .portrait import Timings
 
@@ -137,6 +138,19 @@ class StepwiseExecutor(Executor):
         with clock.measure("decoder"):
             images = np.asarray(self._sessions["decoder"].run({"latent": latent})["image"])
         return [image.copy() for image in images] if len(images) > 1 else [images[0]]
+
+
+def portrait(pixels: Image) -> Image:
+    """A copy of one image of a whole-portrait graph, in which nobody can look for NaN on the way.
+
+    Raises BackendFailed for one flat colour: that is what NaN look like after the cast to uint8.
+    """
+    if pixels.min() == pixels.max():
+        raise BackendFailed(
+            "The device drew one flat colour, as it does where numbers leave the range of fp16. Run "
+            "`s2f-export engines BUNDLE --precision fp32`, or use another device, and please report it"
+        )
+    return np.array(pixels)
 
 
 def parts(count: int, size: int = MAX_BATCH) -> list[slice]:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from tiny_bundle import SHORTCUT, write_tiny_bundle
 
-from export import cli, engines, presets
+from export import cli, engines, presets, trial
 from export.adaptor import Builder, BuildOptions, builder_package
 from export.derive import derive
-from export.engines import Request, build, psnr
+from export.engines import Request, build
+from export.trial import psnr
 from runtime.backends import Settings, tensorrt
 from runtime.bench import synthetic_speech
 from runtime.bundle import Bundle, read_bundle
@@ -155,7 +156,7 @@ def test_the_timing_cache_is_handed_on_and_a_corrupt_one_is_not_used(
 def test_the_faster_form_is_recorded(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes.install(monkeypatch, "10.3")
     for fused, expected in ((True, ((1, 4),)), (False, ())):
-        monkeypatch.setattr(engines, "_is_no_slower", lambda *_, answer=fused: answer)
+        monkeypatch.setattr(engines, "is_no_slower", lambda *_, answer=fused: answer)
         run(bundle, cache)
         place = tensorrt.place_here(tensorrt.package())
         record = read_record(cache, bundle.manifest, place)
@@ -191,7 +192,7 @@ def test_engines_that_draw_something_else_are_not_recorded(
     bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fakes.install(monkeypatch, "10.3")
-    monkeypatch.setattr(engines, "psnr", lambda *_: 12.0)
+    monkeypatch.setattr(trial, "psnr", lambda *_: 12.0)
     with pytest.raises(BackendFailed, match=r"12.0 dB PSNR .* nothing was recorded"):
         run(bundle, cache)
     with pytest.raises(NotPrepared):

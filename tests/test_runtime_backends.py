@@ -250,7 +250,7 @@ def test_a_provider_that_does_not_start_is_an_error(
 ) -> None:
     import onnxruntime
 
-    monkeypatch.setattr(ort, "_onnxruntime", lambda _: Pretender(onnxruntime, ["CPUExecutionProvider"]))
+    monkeypatch.setattr(ort, "package", lambda _: Pretender(onnxruntime, ["CPUExecutionProvider"]))
     with pytest.raises(DeviceUnavailable, match="does not start"):
         runtime.load(write_tiny_bundle(tmp_path / "tiny"), device="cuda")
     assert select("auto") == "cpu"
@@ -261,7 +261,7 @@ def test_cuda_is_preferred_where_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_
     import onnxruntime
 
     fake = Pretender(onnxruntime, ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "_onnxruntime", lambda _: fake)
+    monkeypatch.setattr(ort, "package", lambda _: fake)
     with runtime.load(write_tiny_bundle(tmp_path / "tiny")) as pipeline:
         assert pipeline.device == "cuda"
     assert {providers[0][0] for providers in fake.asked} == {"CUDAExecutionProvider"}
@@ -330,7 +330,7 @@ def test_missing_libraries_are_named(tmp_path: Path) -> None:
 def test_why_a_provider_does_not_start(lacking: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
-    monkeypatch.setattr(ort, "_onnxruntime", lambda _: Pretender(onnxruntime, ["CPUExecutionProvider"]))
+    monkeypatch.setattr(ort, "package", lambda _: Pretender(onnxruntime, ["CPUExecutionProvider"]))
     monkeypatch.setattr(ort, "missing", lambda _: lacking)
     device = ort.probe("cuda")
     assert not device.usable
@@ -347,7 +347,7 @@ def test_what_a_graph_hands_on_stays_on_the_device(monkeypatch: pytest.MonkeyPat
         plain = [p.image for p in pipeline.generate(voice, seed=[1, 2])]
         one = pipeline.generate(voice, seed=3).image
     fake = Pretender(onnxruntime, ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "_onnxruntime", lambda _: fake)
+    monkeypatch.setattr(ort, "package", lambda _: fake)
     monkeypatch.setitem(ort.MEMORIES, "cuda", "cpu")
     kept: list[str] = []
     bound = ort.OrtSession._run_bound
@@ -367,6 +367,7 @@ def test_what_a_graph_hands_on_stays_on_the_device(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_lack_of_memory_is_told_apart() -> None:
-    error = ort._failure("x", RuntimeError("CUDA failure 2: out of memory ; GPU=0"))
-    assert isinstance(error, DeviceOutOfMemory)
-    assert isinstance(ort._failure("x", RuntimeError("bad shape")), BackendFailed)
+    with pytest.raises(DeviceOutOfMemory, match="x: CUDA failure 2"), ort.translated("x"):
+        raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+    with pytest.raises(BackendFailed, match="x: bad shape"), ort.translated("x"):
+        raise RuntimeError("bad shape")

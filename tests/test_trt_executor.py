@@ -224,7 +224,7 @@ def test_auto_takes_engines_only_where_they_are_prepared(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"release": "10.16"}, "no engines .* TensorRT 10.16"),
+        ({"release": "10.16"}, "no engines .* tensorrt 10.16"),
         ({"capability": (9, 0)}, "no engines"),
         ({"driver_version": 12080}, "no engines .* CUDA 12.8"),
     ],

@@ -55,6 +55,10 @@ def open_executor(bundle: Bundle, settings: Settings) -> Executor:
         return TensorRTExecutor(bundle)
     if settings.device not in DEVICES:
         raise DeviceUnavailable(f"No backend serves the device {settings.device[:40]!r}.")
+    if settings.device == "cuda":
+        from .ort_executor import OrtExecutor
+
+        return OrtExecutor(bundle, settings)
     from ..executor import StepwiseExecutor
     from .ort import OrtSession
 

@@ -14,8 +14,9 @@ import contextlib
 import importlib.util
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ..bundle import TensorSpec
@@ -55,21 +56,18 @@ class OrtSession(Session):
     backend: ClassVar[str] = NAME
 
     def _open(self, data: bytes, settings: Settings) -> None:
-        self._session = _open_session(data, settings, f"the {self.stage} graph")
+        self._session = open_session(data, settings, f"the {self.stage} graph")
         self._memory = MEMORIES.get(settings.device)
 
     def _specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         return [_spec(node) for node in self._session.get_inputs()], [_spec(n) for n in self._session.get_outputs()]
 
     def _run(self, feeds: dict[str, Tensor], keep: bool) -> Sequence[Tensor]:
-        try:
-            if self._memory is None:
-                results: Sequence[Tensor] = self._session.run(list(self.outputs), feeds)
-            else:
-                results = self._run_bound(feeds, keep)
-        except Exception as error:  # its exceptions have no base class of their own
-            raise _failure(f"ONNX Runtime failed in the {self.stage} graph", error) from error
-        return results
+        with translated(f"ONNX Runtime failed in the {self.stage} graph"):
+            if self._memory is not None:
+                return self._run_bound(feeds, keep)
+            results: Sequence[Tensor] = self._session.run(list(self.outputs), feeds)
+            return results
 
     def _run_bound(self, feeds: dict[str, Tensor], keep: bool) -> Sequence[Tensor]:
         """With inputs and outputs bound: what is kept stays in the device's memory, out of the provider's arena."""
@@ -96,7 +94,7 @@ class OrtSession(Session):
 
 def require(device: str) -> None:
     """Raise BackendMissing or DeviceUnavailable unless the package here has the provider of `device`. Cheap."""
-    ort = _onnxruntime(device)
+    ort = package(device)
     provider = PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise DeviceUnavailable(
@@ -109,7 +107,7 @@ def probe(device: str) -> Device:
     """Whether a graph opens on `device` here; never raises for what is missing."""
     try:
         require(device)
-        _open_session(_PROBE, Settings(device, 1), "a test graph")
+        open_session(_PROBE, Settings(device, 1), "a test graph")
     except S2FError as error:
         reason, _, cure = str(error).partition(" Run: ")
         logger.info("device %s: %s", device, error)
@@ -120,23 +118,24 @@ def probe(device: str) -> Device:
 def version() -> str | None:
     """Version of the installed ONNX Runtime; None where there is none that works."""
     try:
-        return str(_onnxruntime("cpu").__version__)
+        return str(package("cpu").__version__)
     except BackendMissing:
         return None
 
 
-def _open_session(data: bytes, settings: Settings, what: str) -> Any:
-    """An InferenceSession on exactly the device asked for. Raises BackendFailed, DeviceUnavailable, BackendMissing."""
-    ort = _onnxruntime(settings.device)
+def open_session(data: bytes, settings: Settings, what: str, extra: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """An InferenceSession on exactly the device asked for; `extra`: further options of the provider.
+
+    Raises BackendFailed, DeviceUnavailable, DeviceOutOfMemory, BackendMissing.
+    """
+    ort = package(settings.device)
     wanted = PROVIDERS[settings.device]
     if settings.device == "cuda":
         _preload(ort)
-    providers = [(wanted, _OPTIONS.get(settings.device, {}))]
-    try:
+    providers = [(wanted, {**_OPTIONS.get(settings.device, {}), **extra})]
+    with translated(f"ONNX Runtime {ort.__version__} cannot open {what}"):
         session = ort.InferenceSession(data, _options(ort, settings), providers=providers)
         session.disable_fallback()
-    except Exception as error:  # its exceptions have no base class of their own
-        raise _failure(f"ONNX Runtime {ort.__version__} cannot open {what}", error) from error
     # ONNX Runtime only logs when a provider does not start, and carries on with the CPU.
     if session.get_providers()[:1] != [wanted]:
         raise DeviceUnavailable(
@@ -178,7 +177,7 @@ def _spinning(version: str) -> dict[str, str]:
     return {**entries, "session.intra_op.allow_spinning": "1", "session.intra_op.spin_duration_us": limit}
 
 
-def _onnxruntime(device: str) -> Any:
+def package(device: str) -> Any:
     """The package, imported on first use. Raises BackendMissing naming the extra."""
     if importlib.util.find_spec(NAME) is None:
         raise BackendMissing(f"ONNX Runtime is not installed, the device {device!r} needs it. Run: {_install(device)}")
@@ -219,12 +218,16 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, _TYPES.get(node.type, node.type), tuple(shape))
 
 
-def _failure(what: str, error: Exception) -> S2FError:
-    """ONNX Runtime tells a lack of memory by its text alone."""
-    text = _brief(error)
-    if "out of memory" in text.lower() or "failed to allocate memory" in text.lower():
-        return DeviceOutOfMemory(f"{what}: {text}. Close what else uses the device, or use a smaller batch.")
-    return BackendFailed(f"{what}: {text}.")
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """ONNX Runtime's errors in the words of this package. A lack of memory is told by the text alone."""
+    try:
+        yield
+    except Exception as error:  # they have no base class of their own
+        text = _brief(error)
+        if "out of memory" in text.lower() or "failed to allocate memory" in text.lower():
+            raise DeviceOutOfMemory(f"{what}: {text}. Close what else uses the device.") from error
+        raise BackendFailed(f"{what}: {text}.") from error
 
 
 def _brief(error: Exception) -> str:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "tensorrt"
 PACKAGES = ("tensorrt", "tensorrt_lean")
+LEAN = f"{NAME} lean"
 OLDEST = (8, 6)
 PREPARE = "Run: s2f prepare BUNDLE --device tensorrt"
 
@@ -78,8 +79,8 @@ def release(module: Any) -> tuple[int, int]:
 def place_here(module: Any) -> Place:
     """What engines of this process are keyed by. Raises BackendMissing, DeviceUnavailable."""
     gpu = cuda.describe()
-    version = "lean" if module.__name__ == "tensorrt_lean" else str(module.__version__)
-    return Place(version, gpu.capability, gpu.name, gpu.driver)
+    backend = LEAN if module.__name__ == "tensorrt_lean" else f"{NAME} {module.__version__}"
+    return Place(backend, gpu.capability, gpu.name, gpu.driver)
 
 
 def prepared(manifest: Manifest, cache: Cache, place: Place) -> Prepared:
@@ -90,7 +91,7 @@ def prepared(manifest: Manifest, cache: Cache, place: Place) -> Prepared:
         raise NotPrepared(f"What was prepared for the bundle {manifest.name} is refused: {reason}. {PREPARE}") from None
     if record is None:
         raise NotPrepared(
-            f"There are no engines for the bundle {manifest.name} on {place.gpu} with TensorRT {place.tensorrt}, "
+            f"There are no engines for the bundle {manifest.name} on {place.gpu} with {place.backend}, "
             f"{place.driver}. {PREPARE}"
         )
     return record

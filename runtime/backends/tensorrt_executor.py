@@ -19,8 +19,7 @@ import numpy.typing as npt
 from ..bundle import STAGES, Bundle, Manifest, StepTable, TensorSpec
 from ..cache import Cache
 from ..engines import EngineSpec, Prepared, engine_tensors
-from ..errors import BackendFailed
-from ..executor import Clock, Executor, Image, Work
+from ..executor import Clock, Executor, Image, Work, portrait
 from ..noise import seeded_noise
 from ..owner import Owner
 from .cuda import ALIGNMENT, CaptureFailed, Cuda, graphs_missing
@@ -150,7 +149,7 @@ class Lane:
         program()
         self._device.download(self._target, self._image)
         self._device.synchronize()
-        return [_portrait(image) for image in self._target.reshape(self._image_shape)]
+        return [portrait(image) for image in self._target.reshape(self._image_shape)]
 
     def program(self, table: StepTable, extent: Extent = Extent.WHOLE) -> Callable[[], None]:
         """What enqueues a batch in so many steps: the launch of a captured graph, or the calls one by one."""
@@ -228,16 +227,6 @@ def _program(device: Cuda, calls: list[Call]) -> Callable[[], None]:
             reason = str(problem)
     logger.warning("no CUDA graph, the engines are enqueued one by one: %s", reason)
     return enqueue
-
-
-def _portrait(pixels: Image) -> Image:
-    """A copy of one image. Raises BackendFailed for one flat colour: that is what NaN look like after the cast."""
-    if pixels.min() == pixels.max():
-        raise BackendFailed(
-            "The engines drew one flat colour, as they do where numbers leave the range of fp16. Run "
-            "`s2f-export engines BUNDLE --precision fp32`, and please report it"
-        )
-    return np.array(pixels)
 
 
 def _portions(count: int, batches: list[int]) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,6 @@ when the host waits for them. Nothing here says how fast a device is, or which t
 
 from __future__ import annotations
 
-import importlib.machinery
 import sys
 from typing import Any
 
@@ -31,7 +30,6 @@ from .trt_parser import PARSER
 from .world import MIB, Counts, Violation, World
 
 TENSORRT: dict[str, Any] = COMMON | BUILD | CONFIG | NETWORK | PARSER | ENGINE | CONTEXT
-CUDA = {"12.9": "12.9", "13.0": "13.4", "13.4": "13.4"}
 
 __all__ = ["MIB", "TENSORRT", "Counts", "Table", "Violation", "World", "install", "load", "versions"]
 
@@ -48,8 +46,9 @@ def install(
     """Put the fakes of one TensorRT release into sys.modules and return the world behind them.
 
     `version` is "8.6", "10.3", "10.13", "10.16" or "11.4"; `lean` offers tensorrt_lean instead of tensorrt ("10.16",
-    "11.4"); `cuda` the version of cuda-bindings; `without` names packages that are not installed ("tensorrt",
-    "pycuda", "cuda"); `settings` are fields of World: capability, memory, no_driver and so on.
+    "11.4"); `cuda` the version of cuda-bindings, "12.9" or "13.4"; `without` names packages or modules that cannot be
+    imported ("tensorrt", "pycuda", "pycuda.driver", "cuda"); `settings` are fields of World: capability, memory,
+    no_driver and so on.
     """
     name = "tensorrt_lean" if lean else "tensorrt"
     table = load(name, version)
@@ -62,7 +61,7 @@ def install(
             setattr(trt, alias, getattr(trt.DataType, member))
     pycuda = package("pycuda", VERSION=(2026, 1), VERSION_TEXT="2026.1")
     driver = build_module(load("pycuda.driver", "2026.1"), pycuda_fake.BEHAVIOURS, world)
-    bound = load("cuda.bindings.driver", CUDA[cuda])
+    bound = load("cuda.bindings.driver", cuda)
     bindings = build_module(bound, bindings_fake.BEHAVIOURS, world)
     found = {
         name: trt,
@@ -73,16 +72,30 @@ def install(
         "cuda.bindings.driver": bindings,
     }
     world.modules = found
+    hidden = (*without, "tensorrt" if lean else "tensorrt_lean", "tensorrt_dispatch")
+    for path in [path for path in sys.modules if path.split(".")[0] in ("tensorrt", "tensorrt_lean", "pycuda", "cuda")]:
+        monkeypatch.delitem(sys.modules, path)
+    for path in hidden:
+        monkeypatch.setitem(sys.modules, path, None)  # an import fails, `find_spec` finds nothing
     for path, module in found.items():
-        module.__spec__ = importlib.machinery.ModuleSpec(path, None)  # what `find_spec` answers with
-    _hide(monkeypatch, without, lean)
-    for path, module in found.items():
-        if path.split(".")[0] not in without:
+        if not {path, path.split(".")[0]} & {*hidden}:
             monkeypatch.setitem(sys.modules, path, module)
             parent, _, child = path.rpartition(".")
             if parent:
                 setattr(found[parent], child, module)
+    monkeypatch.setattr(sys, "meta_path", [_Forbidden(world), *sys.meta_path])
     return world
+
+
+class _Forbidden:
+    """Finds what would make a context of its own, and says that it must not be imported."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in ("pycuda.autoinit", "pycuda.autoprimaryctx"):
+            raise self.world.violate(f"{name} was imported: it makes a context of its own and keeps it current")
 
 
 _ALIASES = {
@@ -98,12 +111,3 @@ _ALIASES = {
     "int4": "INT4",
     "fp4": "FP4",
 }
-
-
-def _hide(monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...], lean: bool) -> None:
-    """None in sys.modules makes an import fail; what would make a context of its own must not be imported."""
-    for path in [path for path in sys.modules if path.split(".")[0] in ("tensorrt", "tensorrt_lean", "pycuda", "cuda")]:
-        monkeypatch.delitem(sys.modules, path)
-    hidden = [*without, "tensorrt" if lean else "tensorrt_lean", "tensorrt_dispatch"]
-    for path in [*hidden, "pycuda.autoinit", "pycuda.autoprimaryctx"]:
-        monkeypatch.setitem(sys.modules, path, None)

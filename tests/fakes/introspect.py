@@ -16,8 +16,8 @@ SPECIAL = ("__init__", "__len__", "__getitem__", "__iter__", "__int__", "__index
 
 
 def describe(module):
-    """{"names", "classes", "enums"} of an imported module; a nested enum is "Class.Enum"."""
-    names, classes, enums = [], {}, {}
+    """{"names", "classes", "enums", "writable"} of an imported module; a nested enum is "Class.Enum"."""
+    names, classes, enums, writable = [], {}, {}, {}
     for name in sorted(dir(module)):
         value = getattr(module, name)
         if name.startswith("_") or inspect.ismodule(value):
@@ -30,11 +30,14 @@ def describe(module):
             enums[name] = members
             continue
         classes[name] = public(value)
+        properties = [member for member in classes[name] if getattr(getattr(value, member, None), "fset", None)]
+        if properties:
+            writable[name] = properties
         for inner in classes[name]:
             nested = enum_members(getattr(value, inner))
             if nested is not None:
                 enums[f"{name}.{inner}"] = nested
-    return {"names": names, "classes": classes, "enums": enums}
+    return {"names": names, "classes": classes, "enums": enums, "writable": writable}
 
 
 def enum_members(value):
@@ -57,7 +60,7 @@ def write(table, path):
     """JSON with one class or enum per line."""
     parts = []
     for key, value in table.items():
-        if key in ("classes", "enums"):
+        if isinstance(value, dict):
             rows = ",\n".join(f"  {json.dumps(name)}: {json.dumps(inner)}" for name, inner in value.items())
             parts.append(f"{json.dumps(key)}: {{\n{rows}\n }}")
         else:

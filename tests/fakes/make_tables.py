@@ -9,13 +9,15 @@ whose functions return nothing satisfies the loader, because importing calls non
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
+
+import introspect
+import stand_ins
 
 HERE = Path(__file__).parent
 
@@ -60,24 +62,9 @@ def make(name: str, release: Release, folder: Path) -> None:
     site = folder / "site"
     if not site.exists():
         _install(release, site)
-    environment = {**os.environ, "PYTHONPATH": str(site), "LD_LIBRARY_PATH": str(stand_ins(site, folder / "stand-ins"))}
     source = f"introspection of {release.requirement}"
-    command = [sys.executable, HERE / "introspect.py", release.module, release.version, source]
-    subprocess.run([*command, HERE / "api" / f"{name}.json"], env=environment, check=True)
-
-
-def stand_ins(site: Path, folder: Path) -> Path:
-    """Shared libraries in `folder` under the names of NVIDIA's libraries that the bindings below `site` load."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for module in [*site.glob("tensorrt*/tensorrt*.so"), *site.glob("pycuda/_driver*.so")]:
-        needed = re.findall(r"\[(lib(?:nv|cuda)\S+)\]", _output("readelf", "--dynamic", module))
-        symbols = re.findall(r" U ((?:create|get|init|cu[A-Z]|_ZN\d+nv)\w+)$", _undefined(module), re.MULTILINE)
-        source = folder / "stand_in.c"
-        source.write_text("".join(f"void *{symbol}(void) {{ return 0; }}\n" for symbol in sorted(set(symbols))))
-        for library in needed:
-            flags = ["-shared", "-fPIC", "-w", "-fno-builtin", f"-Wl,-soname,{library}"]
-            subprocess.run(["gcc", *flags, source, "-o", folder / library], check=True)
-    return folder
+    table = stand_ins.introspect(release.module, site, folder / "stand-ins", release.version, source)
+    introspect.write(table, HERE / "api" / f"{name}.json")
 
 
 def _install(release: Release, site: Path) -> None:
@@ -116,14 +103,6 @@ def _build_pycuda(requirement: str, wheels: Path) -> None:
 def _pip(verb: str, *arguments: object, **environment: str) -> None:
     command = [sys.executable, "-m", "pip", verb, "--quiet", "--no-deps", *map(str, arguments)]
     subprocess.run(command, env={**os.environ, **environment}, check=True)
-
-
-def _undefined(module: Path) -> str:
-    return re.sub(r"@\S+$", "", _output("nm", "--dynamic", "--undefined-only", module), flags=re.MULTILINE)
-
-
-def _output(*command: object) -> str:
-    return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

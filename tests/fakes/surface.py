@@ -21,7 +21,10 @@ API = Path(__file__).parent / "api"
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One release's names: module-level values and functions, classes with members, enums with numbers."""
+    """One release's names: module-level values and functions, classes with members, enums with numbers.
+
+    `writable`: the properties of a class that may be set.
+    """
 
     module: str
     version: str
@@ -29,6 +32,7 @@ class Table:
     names: frozenset[str]
     classes: dict[str, tuple[str, ...]]
     enums: dict[str, dict[str, int]]
+    writable: dict[str, tuple[str, ...]]
 
     def has(self, path: str) -> bool:
         """Whether a dotted path below the module exists; what lies beyond a value or a method is not judged."""
@@ -54,7 +58,9 @@ def load(module: str, version: str) -> Table:
         raise ValueError(f"no table of {module} {version}; there are {', '.join(versions(module))}")
     data = json.loads(path.read_text(encoding="utf-8"))
     classes = {name: tuple(members) for name, members in data["classes"].items()}
-    return Table(data["module"], data["version"], data["source"], frozenset(data["names"]), classes, data["enums"])
+    writable = {name: tuple(members) for name, members in data["writable"].items()}
+    head = data["module"], data["version"], data["source"], frozenset(data["names"])
+    return Table(*head, classes, data["enums"], writable)
 
 
 def versions(module: str) -> list[str]:
@@ -130,6 +136,8 @@ class Absent:
         self.path = path
 
     def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            return self
         raise NotImplementedError(f"the fake does not implement {self.path}: add it")
 
     def __set__(self, instance: object, value: object) -> None:
@@ -150,7 +158,7 @@ class _Maker:
         return self.made[name]
 
     def _enum(self, name: str) -> type:
-        members, short = self.table.enums[name], name.split(".")[-1]
+        members, short = self.table.enums[name], name.rpartition(".")[2]
         if not self.table.module.startswith("tensorrt"):
             return enum.IntEnum(short, members, module=self.table.module)
         mixin = self.behaviours.get(f"{name}.members")
@@ -191,7 +199,8 @@ class _Maker:
             if member in nested:
                 found[member] = self._nested(name, member)
             elif member in own:
-                found[member] = own[member]
+                fixed = isinstance(own[member], property) and member not in self.table.writable.get(name, ())
+                found[member] = property(own[member].fget) if fixed else own[member]
             elif member in values:
                 found[member] = values[member]
             elif member not in inherited:

@@ -111,8 +111,6 @@ class ITensor:
 
     @dtype.setter
     def dtype(self, value: Any) -> None:
-        if self._world.release[0] >= 11:
-            raise AttributeError("property of 'ITensor' object has no setter")
         if self._role == "inner":
             raise self._world.violate(f"dtype of {self._name} set, which is neither input nor output of the network")
         raise NotImplementedError("the fake does not change the type of a network's input or output: add it")

@@ -1,8 +1,8 @@
 """Holds source code against the API tables: which names of TensorRT and CUDA it uses, and which release lacks them.
 
-A name counts where the code says whose it is: `trt.BuilderFlag.FP16` or `self._trt.BuilderFlag.FP16` by the module's
-variable, `config.set_flag` by the variable's class. `hasattr(x, "name")` and `getattr(x, "name", default)` ask first, so
-they count for nothing; `getattr(x, "name")` does. Code for some releases only says so in a comment:
+A name counts where the code says whose it is: `trt.BuilderFlag.FP16` or `self._trt.BuilderFlag.FP16` by the variable
+of the module, `config.set_flag` by the variable of the object. `hasattr(x, "name")` and `getattr(x, "name", default)`
+ask first and count for nothing; `getattr(x, "name")` counts. Code for some releases only may say so in a comment:
 
     builder.create_network(1 << int(flags.EXPLICIT_BATCH))  # TensorRT < 10
     def tell_types(network):  # TensorRT < 10
@@ -16,7 +16,7 @@ import ast
 import dataclasses
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from .surface import Table
@@ -25,29 +25,22 @@ MODULES = {"trt": "tensorrt", "tensorrt": "tensorrt", "driver": "pycuda.driver",
 """Which module a variable is, whether it stands alone or behind a dot, with or without underscores before it."""
 
 RECEIVERS = {
-    "builder": "Builder",
-    "network": "INetworkDefinition",
-    "parser": "OnnxParser",
-    "config": "IBuilderConfig",
-    "cache": "ITimingCache",
-    "layer": "ILayer",
-    "tensor": "ITensor",
-    "runtime": "Runtime",
-    "engine": "ICudaEngine",
-    "context": "IExecutionContext",
-    "inspector": "EngineInspector",
+    "builder": "tensorrt.Builder",
+    "network": "tensorrt.INetworkDefinition",
+    "parser": "tensorrt.OnnxParser",
+    "config": "tensorrt.IBuilderConfig",
+    "layer": "tensorrt.ILayer",
+    "tensor": "tensorrt.ITensor",
+    "runtime": "tensorrt.Runtime",
+    "engine": "tensorrt.ICudaEngine",
+    "context": "tensorrt.IExecutionContext",
+    "inspector": "tensorrt.EngineInspector",
 }
-"""Which class of TensorRT a variable is an object of."""
+"""Which class a variable is an object of."""
 
-_COMPARISONS = {
-    "<": operator.lt,
-    "<=": operator.le,
-    "≤": operator.le,
-    ">=": operator.ge,
-    "≥": operator.ge,
-    "==": operator.eq,
-}
-_MARK = re.compile(r"# TensorRT (<=|>=|==|<|≤|≥) ?(\d+)(?:\.(\d+))?")
+Compare = Callable[[tuple[int, ...], tuple[int, ...]], bool]
+_COMPARISONS: dict[str, Compare] = {"<": operator.lt, ">=": operator.ge, "≥": operator.ge}
+_MARK = re.compile(r"# TensorRT (>=|<|≥) ?(\d+)(?:\.(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -133,13 +126,14 @@ def _resolve(chain: list[str], modules: Mapping[str, str], receivers: Mapping[st
     if first in modules:
         return modules[first], ".".join(rest)
     if first in receivers and not rest[0].startswith("_"):
-        return "tensorrt", f"{receivers[first]}.{rest[0]}"
+        module, _, cls = receivers[first].rpartition(".")
+        return module, f"{cls}.{rest[0]}"
     return None
 
 
-def _marks(source: str) -> dict[int, list[tuple[object, tuple[int, ...]]]]:
+def _marks(source: str) -> dict[int, list[tuple[Compare, tuple[int, ...]]]]:
     """Line → the comparisons that a release must pass to be meant there."""
-    marks: dict[int, list[tuple[object, tuple[int, ...]]]] = {}
+    marks: dict[int, list[tuple[Compare, tuple[int, ...]]]] = {}
     lines = source.splitlines()
     for number, line in enumerate(lines, start=1):
         found = _MARK.search(line)

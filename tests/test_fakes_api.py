@@ -1,0 +1,120 @@
+"""What the fakes offer is what the releases offer; and the names that our sources use exist where they are used."""
+
+import fakes
+import pytest
+from fakes import bindings_fake, pycuda_fake
+from fakes.small import Setup
+
+RELEASES = fakes.versions("tensorrt")
+KNOWN = [
+    (fakes.TENSORRT, [fakes.load("tensorrt", version) for version in RELEASES]),
+    (pycuda_fake.BEHAVIOURS, [fakes.load("pycuda.driver", "2026.1")]),
+    (bindings_fake.BEHAVIOURS, [fakes.load("cuda.bindings.driver", version) for version in ("12.9", "13.4")]),
+]
+
+
+@pytest.fixture
+def world(monkeypatch):
+    return fakes.install(monkeypatch, "10.3")
+
+
+@pytest.mark.parametrize(("behaviours", "tables"), KNOWN, ids=["tensorrt", "pycuda", "cuda-bindings"])
+def test_every_behaviour_exists_in_some_release(behaviours, tables):
+    unknown = []
+    for name, behaviour in behaviours.items():
+        if name.endswith(".members"):
+            continue
+        unknown += [name] * (not any(table.has(name) for table in tables))
+        members = vars(behaviour) if isinstance(behaviour, type) and not issubclass(behaviour, Exception) else {}
+        for member in [member for member in members if not member.startswith("_")]:
+            unknown += [f"{name}.{member}"] * (not any(table.has(f"{name}.{member}") for table in tables))
+            settable = getattr(members[member], "fset", None) is None or any(
+                member in table.writable.get(name, ()) for table in tables
+            )
+            unknown += [f"{name}.{member} (set)"] * (not settable)
+    assert unknown == []
+
+
+@pytest.mark.parametrize(("release", "lean"), [*((v, False) for v in RELEASES), ("10.16", True), ("11.4", True)])
+def test_a_module_offers_every_class_of_its_table_and_no_other(monkeypatch, release, lean):
+    name = "tensorrt_lean" if lean else "tensorrt"
+    module, table = fakes.install(monkeypatch, release, lean=lean).modules[name], fakes.load(name, release)
+    public = {key for key, value in vars(module).items() if not key.startswith("_") and isinstance(value, type)}
+    assert public == {*table.classes, *(key for key in table.enums if "." not in key)}
+    for key, members in table.enums.items():
+        found = module
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert {member: int(value) for member, value in found.__members__.items()} == members
+
+
+@pytest.mark.parametrize(
+    ("path", "present"),
+    [
+        ("BuilderFlag.FP16", RELEASES[:4]),
+        ("BuilderFlag.STRICT_TYPES", ["8.6"]),
+        ("NetworkDefinitionCreationFlag.EXPLICIT_BATCH", RELEASES[:4]),
+        ("NetworkDefinitionCreationFlag.STRONGLY_TYPED", RELEASES[1:]),
+        ("ILayer.set_output_type", RELEASES[:4]),
+        ("ICudaEngine.create_execution_context_without_device_memory", RELEASES[:4]),
+        ("ICudaEngine.device_memory_size_v2", RELEASES[1:]),
+        ("IExecutionContext.set_device_memory", RELEASES[1:]),
+        ("IExecutionContext.execute_async_v3", RELEASES),
+        ("IExecutionContext.execute_async_v2", ["8.6"]),
+        ("IProgressMonitor", RELEASES[1:]),
+        ("IBuilderConfig.tiling_optimization_level", RELEASES[2:]),
+        ("Logger.Severity.VERBOSE", RELEASES),
+        ("Nothing", []),
+    ],
+)
+def test_a_name_exists_in_its_releases_only(monkeypatch, path, present):
+    for release in RELEASES:
+        with monkeypatch.context() as patch:
+            found = fakes.install(patch, release).modules["tensorrt"]
+            parts = path.split(".")
+            for part in parts[:-1]:
+                found = getattr(found, part)
+            assert hasattr(found, parts[-1]) == (release in present) == fakes.load("tensorrt", release).has(path)
+
+
+def test_a_name_the_fake_lacks_says_so(world):
+    import pycuda.driver
+    import tensorrt as trt
+
+    with pytest.raises(NotImplementedError, match=r"IBuilderConfig\.int8_calibrator"):
+        Setup().config.int8_calibrator = None
+    with pytest.raises(NotImplementedError, match=r"tensorrt\.Refitter"):
+        trt.Refitter(None, None)
+    with pytest.raises(NotImplementedError, match="mem_alloc_pitch"):
+        pycuda.driver.mem_alloc_pitch(1, 1, 4)
+
+
+def test_setting_what_a_release_lacks_fails_as_reading_does(monkeypatch):
+    fakes.install(monkeypatch, "8.6")
+    with pytest.raises(AttributeError, match="progress_monitor"):
+        Setup().config.progress_monitor = None
+    fakes.install(monkeypatch, "11.4")
+    setup = Setup()
+    with pytest.raises(AttributeError):
+        setup.network.get_input(0).dtype = None
+    with pytest.raises(AttributeError, match="precision"):
+        setup.network.get_layer(0).precision = None
+
+
+def test_values_behave_as_pybind11_has_them(world):
+    import tensorrt as trt
+
+    flag, shape, plan = trt.BuilderFlag.FP16, trt.Dims([1, 2]), Setup().build()
+    assert (flag.name, int(flag), flag == 0, shape == (1, 2), tuple(shape), bool(plan)) == (
+        *("FP16", 0, False, True),
+        *((1, 2), True),
+    )
+    assert bytes(plan) == bytes(memoryview(plan))
+    assert plan.nbytes == len(bytes(plan))
+    for mistake in (lambda: 1 << flag, lambda: list(trt.BuilderFlag), lambda: shape == shape, lambda: len(plan)):
+        with pytest.raises(TypeError):
+            mistake()
+    with pytest.raises(TypeError, match="No constructor"):
+        trt.IBuilderConfig()
+    with pytest.raises(TypeError):
+        trt.Builder(None)
