@@ -7,8 +7,8 @@ import platform
 from importlib import metadata
 
 from . import __version__
-from .backends import PREFERENCE, Device, available
-from .bundle import read_manifest
+from .backends import PREFERENCE, Device, available, is_ready
+from .bundle import Manifest, read_manifest
 from .errors import S2FError
 from .machine import cpu_flags, cpu_model, load_average, usable_cores
 from .pipeline import shipped_bundle
@@ -21,7 +21,9 @@ PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`chosen` is what device="auto" takes, None if nothing works; `bundle` names the shipped bundle or its problem."""
+    """`chosen` is what device="auto" takes for the shipped bundle, None if nothing works; `bundle` names the shipped
+    bundle or its problem. `unprepared`: devices that work, but want `s2f prepare` before they draw it.
+    """
 
     version: str
     python: str
@@ -32,6 +34,7 @@ class Report:
     load: list[float]
     packages: dict[str, str | None]
     devices: list[Device]
+    unprepared: list[str]
     chosen: str | None
     bundle: str
     bundle_usable: bool
@@ -45,8 +48,9 @@ class Report:
 def examine() -> Report:
     """Look at this machine and installation. Opens a tiny graph on each device: can take a second."""
     devices = available()
+    manifest, bundle = _shipped()
     usable = [device.name for device in devices if device.usable]
-    bundle, bundle_usable = _shipped()
+    ready = [name for name in usable if is_ready(name, manifest)]
     return Report(
         version=__version__,
         python=platform.python_version(),
@@ -57,9 +61,10 @@ def examine() -> Report:
         load=load_average(),
         packages=package_versions(),
         devices=devices,
-        chosen=next((name for name in PREFERENCE if name in usable), None),
+        unprepared=[name for name in usable if name not in ready],
+        chosen=next((name for name in PREFERENCE if name in ready), None),
         bundle=bundle,
-        bundle_usable=bundle_usable,
+        bundle_usable=manifest is not None,
     )
 
 
@@ -93,6 +98,8 @@ def to_text(report: Report) -> str:
     for device in report.devices:
         if device.usable:
             note = "works; the one --device auto takes" if device.name == report.chosen else "works"
+            if device.name in report.unprepared:
+                note = f"works; before it draws the shipped bundle: s2f prepare --device {device.name}"
             lines.append(f"  {device.name:8} {device.backend}: {note}")
         else:
             lines.append(f"  {device.name:8} {device.backend}: not usable. {device.reason}")
@@ -101,9 +108,10 @@ def to_text(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shipped() -> tuple[str, bool]:
+def _shipped() -> tuple[Manifest | None, str]:
+    """The shipped bundle's manifest and name, or None and what is wrong."""
     try:
         manifest, identity = read_manifest(shipped_bundle())
     except S2FError as error:
-        return str(error), False
-    return f"{manifest.name} {identity[:12]} (shipped)", True
+        return None, str(error)
+    return manifest, f"{manifest.name} {identity[:12]} (shipped)"

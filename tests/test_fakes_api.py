@@ -111,10 +111,103 @@ def test_values_behave_as_pybind11_has_them(world):
     )
     assert bytes(plan) == bytes(memoryview(plan))
     assert plan.nbytes == len(bytes(plan))
-    for mistake in (lambda: 1 << flag, lambda: list(trt.BuilderFlag), lambda: shape == shape, lambda: len(plan)):
+    for mistake in (
+        lambda: 1 << flag,
+        lambda: list(trt.BuilderFlag),
+        lambda: shape == trt.Dims([1, 2]),
+        lambda: len(plan),
+    ):
         with pytest.raises(TypeError):
             mistake()
     with pytest.raises(TypeError, match="No constructor"):
         trt.IBuilderConfig()
     with pytest.raises(TypeError):
         trt.Builder(None)
+
+
+# Our sources
+
+ROOT = Path(__file__).parent.parent
+TENSORRT = [fakes.load("tensorrt", version) for version in RELEASES]
+LEAN = [fakes.load("tensorrt_lean", version) for version in fakes.versions("tensorrt_lean")]
+CUDA = [table for _, tables in KNOWN[1:] for table in tables]
+NAMES = {**usage.MODULES, "module": "tensorrt", "api": "cuda.bindings.driver"}
+PYCUDA = {"device": "Device", "context": "Context", "stream": "Stream", "block": "DeviceAllocation"}
+OBJECTS = {name: f"pycuda.driver.{kind}" for name, kind in PYCUDA.items()}
+
+BRANCHES = {
+    *("BuilderFlag.FP16", "BuilderFlag.PREFER_PRECISION_CONSTRAINTS", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS"),
+    *("ILayer.precision", "ILayer.set_output_type", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"),
+    *("IProgressMonitor", "IProgressMonitor.__init__", "IBuilderConfig.progress_monitor"),
+    *("ICudaEngine.device_memory_size", "ICudaEngine.create_execution_context_without_device_memory"),
+    "IExecutionContext.set_device_memory",
+}
+"""What our sources use on some releases only, after asking which release it is; the tests run those lines on each."""
+
+
+@pytest.mark.parametrize(
+    ("path", "tables", "receivers"),
+    [
+        ("export/adaptor.py", TENSORRT, usage.RECEIVERS),
+        ("export/engines.py", TENSORRT, usage.RECEIVERS),
+        ("runtime/backends/tensorrt.py", [*TENSORRT, *LEAN], usage.RECEIVERS),
+        ("runtime/backends/tensorrt_executor.py", [*TENSORRT, *LEAN], usage.RECEIVERS),
+        ("runtime/backends/cuda.py", CUDA, OBJECTS),
+    ],
+)
+def test_our_sources_use_names_that_exist(path, tables, receivers):
+    found = usage.missing([ROOT / path], tables, NAMES, receivers)
+    assert [str(item) for item in found if item.use.name not in BRANCHES] == []
+
+
+def test_names_are_found_in_source(tmp_path):
+    source = tmp_path / "adaptor.py"
+    source.write_text(
+        """
+import tensorrt as trt
+
+class Adaptor:
+    def older(self, config):  # TensorRT < 10
+        config.set_flag(self._trt.BuilderFlag.STRICT_TYPES)
+        config.max_workspace_size = 1
+
+    def newer(self, config, engine):
+        engine.device_memory_size_v2  # TensorRT >= 10
+        config.progress_monitor = None
+        if hasattr(config, "nothing") and getattr(config, "nobody", None):
+            return getattr(trt.BuilderFlag, "FP16"), trt.IBuilderConfig.nowhere, trt.Logger.Severity.LOUD
+"""
+    )
+    found = [(item.version, item.use.line, item.use.name) for item in usage.missing([source], TENSORRT[:1])]
+    assert found == [
+        ("8.6.0", 11, "IBuilderConfig.progress_monitor"),
+        ("8.6.0", 13, "IBuilderConfig.nowhere"),
+        ("8.6.0", 13, "Logger.Severity.LOUD"),
+    ]
+    newest = {item.use.name for item in usage.missing([source], TENSORRT[-1:])}
+    assert newest == {"BuilderFlag.FP16", "IBuilderConfig.nowhere", "Logger.Severity.LOUD"}
+
+
+@pytest.mark.parametrize("name", ["tensorrt-11.4", "tensorrt_lean-11.4"])
+def test_a_table_is_what_the_real_bindings_have(tmp_path, name):
+    """Where they are installed (extra `dev` on x86-64 Linux): imported in a process of its own, with stand-in libraries."""
+    module = f"{name.partition('-')[0]}_bindings"
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        pytest.skip(f'{module} is not installed: pip install "s2f-edge[dev]" on x86-64 Linux')
+    found = stand_ins.introspect(module, Path(spec.origin).parents[1], tmp_path)
+    table = json.loads((Path(fakes.__file__).parent / "api" / f"{name}.json").read_text())
+    for key in ("names", "classes", "enums", "writable"):
+        assert found[key] == table[key]
+
+
+def test_our_sources_use_names_that_the_installed_cuda_bindings_have():
+    driver = pytest.importorskip("cuda.bindings.driver", reason="comes with torch for CUDA")
+    real = introspect.describe(driver)
+    source = (ROOT / "runtime/backends/cuda.py").read_text()
+    used = [use.name for use in usage.uses(source, "cuda.py", NAMES, {}) if use.module == "cuda.bindings.driver"]
+    assert used
+    for name in used:
+        first, _, member = name.partition(".")
+        assert first in {*real["names"], *real["classes"], *real["enums"]}
+        assert not member or member in real["enums"][first]

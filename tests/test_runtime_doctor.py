@@ -105,3 +105,15 @@ def test_cpus_without_topology_count_each(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     monkeypatch.setattr(machine, "_affinity", lambda: {0, 1, 2})
     assert machine.usable_cores() == 3
+
+
+@pytest.mark.usefixtures("shipped")
+def test_engines_that_are_not_built_yet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("S2F_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "available", lambda: [Device("tensorrt", "tensorrt", True), CPU])
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "works; before it draws the shipped bundle: s2f prepare --device tensorrt" in text
+    assert "cpu      onnxruntime: works; the one --device auto takes" in text

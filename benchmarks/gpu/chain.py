@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gpu.plan import Arm
+from benchmarks.gpu.plan import Arm, options_of
 from runtime.backends.cuda import ALIGNMENT, Cuda
 from runtime.backends.tensorrt import Engine, Runtime, package, place_here
-from runtime.bundle import STAGES, Bundle, TensorSpec
+from runtime.bundle import Bundle, TensorSpec
 from runtime.cache import Cache
 from runtime.engines import EngineSpec, engine_tensors
 
@@ -32,18 +32,20 @@ class Bench:
         """Raises BackendMissing, DeviceUnavailable, DeviceOutOfMemory."""
         self.manifest = bundle.manifest
         self.cuda = Cuda()
-        module = package()
-        self._runtime: Runtime | None = Runtime(module, cache, bundle.manifest, place_here(module))
         self._engines: dict[EngineSpec, Engine] = {}
-        self._single: dict[EngineSpec, _Single] = {}
+        self._singles: dict[EngineSpec, Single] = {}
+        self._paintings: dict[Arm, Painting] = {}
+        try:
+            module = package()
+            self._runtime = Runtime(module, cache, bundle.manifest, place_here(module))
+        except BaseException:
+            self.cuda.close()
+            raise
 
     def engine(self, spec: EngineSpec) -> Engine:
         """An engine from the cache, with working memory of its own. Raises NotPrepared, BackendFailed."""
         if spec not in self._engines:
-            assert_open = self._runtime
-            if assert_open is None:
-                raise RuntimeError("this bench is closed")
-            engine = assert_open.load(spec)
+            engine = self._runtime.load(spec)
             engine.use_scratch(self.cuda.allocate(max(engine.scratch, ALIGNMENT)), engine.scratch)
             self._engines[spec] = engine
         return self._engines[spec]
@@ -52,17 +54,26 @@ class Bench:
         """Inputs and outputs of an engine."""
         return engine_tensors(self.manifest, spec)
 
-    def single(self, spec: EngineSpec) -> _Single:
+    def single(self, spec: EngineSpec) -> Single:
         """An engine with buffers for all its tensors."""
-        if spec not in self._single:
-            self._single[spec] = _Single(self, spec)
-        return self._single[spec]
+        if spec not in self._singles:
+            self._singles[spec] = Single(self, spec)
+        return self._singles[spec]
+
+    def painting(self, arm: Arm) -> Painting:
+        """An arm with its engines and buffers. Raises NotPrepared, BackendFailed, DeviceOutOfMemory."""
+        if arm not in self._paintings:
+            self._paintings[arm] = Painting(self, arm)
+        return self._paintings[arm]
 
     def close(self) -> None:
-        """Give everything back; engines go before the context they live in."""
-        self._single.clear()
+        """Give everything back: engines and pinned memory before the context they live in, whoever still holds them."""
+        for user in (*self._singles.values(), *self._paintings.values()):
+            user.let_go()
+        self._singles.clear()
+        self._paintings.clear()
         self._engines.clear()
-        self._runtime = None
+        del self._runtime
         self.cuda.close()
 
     def __enter__(self) -> Bench:
@@ -72,8 +83,8 @@ class Bench:
         self.close()
 
 
-class _Single:
-    """One engine, its inputs and outputs each in a buffer of its own."""
+class Single:
+    """One engine, its inputs and outputs each in a buffer of its own; see `Bench.single`."""
 
     def __init__(self, bench: Bench, spec: EngineSpec) -> None:
         self._cuda, self._engine = bench.cuda, bench.engine(spec)
@@ -101,12 +112,16 @@ class _Single:
         """Put one execution on the stream, with what lies in the inputs."""
         self._engine.enqueue(self._device, self._cuda.stream)
 
+    def let_go(self) -> None:
+        """Of engine and pinned memory."""
+        self._host.clear()
+        del self._engine
+
 
 class Painting:
-    """One arm: buffers, and what draws a batch of portraits from them."""
+    """One arm: buffers, and what draws a batch of portraits from them; see `Bench.painting`."""
 
     def __init__(self, bench: Bench, arm: Arm) -> None:
-        """Loads the engines. Raises NotPrepared, BackendFailed, DeviceOutOfMemory."""
         self._bench, self._arm, cuda = bench, arm, bench.cuda
         inputs, outputs = bench.tensors(EngineSpec("pipeline", arm.batch, 0, arm.precision))
         self._slots, size = _block(inputs)
@@ -150,6 +165,11 @@ class Painting:
         """The copy out alone."""
         self._bench.cuda.download(self.target, self._image)
 
+    def let_go(self) -> None:
+        """Of engines and pinned memory."""
+        self._calls.clear()
+        del self.source, self.target
+
     def images(self) -> npt.NDArray[np.uint8]:
         """What was drawn last, uint8 [batch, H, W, 3]."""
         return self.target.reshape(self._shape).copy()
@@ -183,8 +203,6 @@ class Painting:
 
 def inputs_of(bundle: Bundle, pcm: npt.NDArray[np.float32], noise: npt.NDArray[np.float32]) -> Arrays:
     """What a portrait takes: pcm [batch, samples], noise [batch, C, h, w], options at their defaults."""
-    from benchmarks.gpu.plan import options_of
-
     options = {name: np.array([value], np.float32) for name, value in options_of(bundle.manifest).items()}
     return {"pcm": pcm, "noise": noise, **options}
 
@@ -210,6 +228,3 @@ def _constant(cuda: Cuda, values: Bytes) -> int:
     cuda.upload(address, source)
     cuda.synchronize()
     return address
-
-
-__all__ = ["STAGES", "Arrays", "Bench", "Painting", "inputs_of", "size_of"]

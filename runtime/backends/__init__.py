@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DEVICES = ("cpu", "cuda", "tensorrt")
 PREFERENCE = ("tensorrt", "cuda", "cpu")
 
-__all__ = ["DEVICES", "PREFERENCE", "Device", "Session", "Settings", "available", "open_executor", "select"]
+__all__ = ["DEVICES", "PREFERENCE", "Device", "Session", "Settings", "available", "is_ready", "open_executor", "select"]
 
 
 def available() -> list[Device]:
@@ -41,10 +41,19 @@ def select(device: str = "auto", manifest: Manifest | None = None) -> str:
             f"Unknown device {str(device)[:40]!r}. Choose one of {known}; `s2f doctor` says which work."
         )
     for name in PREFERENCE[:-1]:
-        if _probe(name).usable and (name != "tensorrt" or _is_prepared(manifest)):
+        if _probe(name).usable and is_ready(name, manifest):
             return name
     _require(PREFERENCE[-1])
     return PREFERENCE[-1]
+
+
+def is_ready(device: str, manifest: Manifest | None) -> bool:
+    """Whether nothing has to be prepared before a bundle runs on a device that works here."""
+    if device != "tensorrt":
+        return True
+    from . import tensorrt
+
+    return manifest is not None and tensorrt.is_prepared(manifest)
 
 
 def open_executor(bundle: Bundle, settings: Settings) -> Executor:
@@ -80,9 +89,3 @@ def _probe(device: str) -> Device:
     from . import ort, tensorrt
 
     return tensorrt.probe() if device == "tensorrt" else ort.probe(device)
-
-
-def _is_prepared(manifest: Manifest | None) -> bool:
-    from . import tensorrt
-
-    return manifest is not None and tensorrt.is_prepared(manifest)

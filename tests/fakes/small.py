@@ -6,14 +6,14 @@ from onnx import TensorProto, helper, numpy_helper
 from .trt_context import session
 
 
-def graph(opset=17, batch=2, *, operator="Tanh"):
-    """x float32 [batch, 3, 8, 8], gain float32 [1] → image uint8 [batch, 4, 8, 8]."""
+def graph(opset=17, batch=2, *, operator="Tanh", middle="FLOAT"):
+    """x float32 [batch, 3, 8, 8], gain float32 [1] → image uint8 [batch, 4, 8, 8]; `middle`: a type passed through."""
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["cells"], name="conv"),
         helper.make_node("Mul", ["cells", "gain"], ["scaled"], name="mul"),
         helper.make_node(operator, ["scaled"], ["bent"], name="bend"),
         helper.make_node("Mul", ["bent", "range"], ["pixels"], name="range_mul"),
-        helper.make_node("Abs", ["pixels"], ["positive"], name="abs"),
+        *_through(middle),
         helper.make_node("Cast", ["positive"], ["image"], name="cast", to=TensorProto.UINT8),
     ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, 8, 8])]
@@ -23,6 +23,14 @@ def graph(opset=17, batch=2, *, operator="Tanh"):
     weights = [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(np.float32(255), "range")]
     made = helper.make_graph(nodes, "g", inputs, outputs, weights)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8).SerializeToString()
+
+
+def _through(kind):
+    """ "positive" cast to another type and back."""
+    if kind == "FLOAT":
+        return [helper.make_node("Abs", ["pixels"], ["positive"], name="abs")]
+    there = helper.make_node("Cast", ["pixels"], ["there"], name="there", to=TensorProto.DataType.Value(kind))
+    return [there, helper.make_node("Cast", ["there"], ["positive"], name="back", to=TensorProto.FLOAT)]
 
 
 def expected(x, gain, data=None):
