@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.gpu.plan import Arm, options_of
+from benchmarks.gpu.plan import Arm
 from runtime.backends.cuda import ALIGNMENT, Cuda
 from runtime.backends.tensorrt import Engine, Runtime, package, place_here
 from runtime.bundle import Bundle, TensorSpec
@@ -199,12 +199,6 @@ class Painting:
 
     def _given(self) -> dict[str, int]:
         return {name: self._input + offset for name, (offset, _) in self._slots.items()}
-
-
-def inputs_of(bundle: Bundle, pcm: npt.NDArray[np.float32], noise: npt.NDArray[np.float32]) -> Arrays:
-    """What a portrait takes: pcm [batch, samples], noise [batch, C, h, w], options at their defaults."""
-    options = {name: np.array([value], np.float32) for name, value in options_of(bundle.manifest).items()}
-    return {"pcm": pcm, "noise": noise, **options}
 
 
 def size_of(tensor: TensorSpec) -> int:

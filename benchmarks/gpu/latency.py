@@ -15,61 +15,55 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from benchmarks.gpu import card
-from benchmarks.gpu.chain import Bench, Painting, inputs_of
+from benchmarks.gpu.chain import Bench, Painting
 from benchmarks.gpu.parts import JSON, Part, timed
-from benchmarks.gpu.plan import Arm, Job, built, stopwatch, warm_up, work_of
+from benchmarks.gpu.plan import (
+    Arm,
+    Job,
+    Ready,
+    groups,
+    inputs_of,
+    noise_of,
+    record_of,
+    stopwatch,
+    warm_up,
+    work_of,
+)
 from runtime.backends.cuda import CaptureFailed, graphs_missing
-from runtime.backends.tensorrt import package, place_here
 from runtime.backends.tensorrt_executor import TensorRTExecutor
-from runtime.bundle import STAGES, Bundle
+from runtime.bundle import STAGES
 from runtime.cache import Cache
-from runtime.engines import EngineSpec, engine_key
+from runtime.engines import EngineSpec
 from runtime.executor import Clock
-from runtime.noise import seeded_noise
 
 PORTRAITS, PER_STAGE, CARD = "portraits", "stages", "card"
 TOGETHER = 10
 SECONDS = 15.0  # what a group of arms may take, opening included: less is not begun
 
-Kinds = dict[str, Callable[[int], list[float]]]
+Way = Callable[[int], list[float]]
+"""How many runs → milliseconds of each."""
+Ways = dict[str, Way]
 
 
 def measure(job: Job, part: Part) -> None:
     """The card, then group after group; only engines that are in the cache."""
     cache = Cache.default()
-    place = place_here(package())
-
-    def key(spec: EngineSpec) -> dict[str, object]:
-        return engine_key(job.bundle.manifest, place, spec)
-
+    ready = Ready(job.bundle.manifest, cache)
     _measure_card(job, part, cache)
-    for group in groups(job.wanted.arms()):
-        arms = [arm for arm in group if built(cache, key, [*arm.specs(), *_stages_of_one(arm)])]
-        for arm in group:
-            if arm not in arms:
-                part.put(PORTRAITS, str(arm), {"error": "its engines are not built"})
+    for group in groups(job.wanted.arms(), "precision", "batch"):
+        arms = [arm for arm in group if ready.has([*arm.specs(), *arm.opened()])]
+        for arm in set(group) - set(arms):
+            part.put(PORTRAITS, str(arm), {"error": "its engines are not built"})
         if arms:
             job.deadline.need(SECONDS, f"measuring {arms[0]} and the like")
             part.attempt("groups", str(arms[0]), lambda arms=arms: _measure_group(job, part, cache, arms))  # type: ignore[misc]
-
-
-def groups(arms: list[Arm]) -> list[list[Arm]]:
-    """Arms that share precision and batch size, in the order of their first."""
-    found: dict[tuple[str, int], list[Arm]] = {}
-    for arm in arms:
-        found.setdefault((arm.precision, arm.batch), []).append(arm)
-    return list(found.values())
-
-
-def _stages_of_one(arm: Arm) -> list[EngineSpec]:
-    """What the executor opens whatever the arm."""
-    return [EngineSpec(stage, 1, 0, arm.precision) for stage in STAGES]
 
 
 def _measure_card(job: Job, part: Part, cache: Cache) -> None:
@@ -82,46 +76,101 @@ def _measure_card(job: Job, part: Part, cache: Cache) -> None:
 
 
 def _measure_group(job: Job, part: Part, cache: Cache, arms: list[Arm]) -> JSON:
-    headline = job.wanted.headline()
-    with Bench(job.bundle, cache) as bench, contextlib.ExitStack() as stack:
-        before = bench.cuda.free_memory()
-        found: dict[Arm, JSON] = {}
-        kinds: dict[Arm, Kinds] = {}
+    with Group(job, cache, arms) as group:
+        before = group.bench.cuda.free_memory()
         for arm in arms:
-            opened = part.attempt(PORTRAITS, str(arm), lambda arm=arm: _open(job, cache, bench, stack, arm))  # type: ignore[misc]
-            if opened is not None:
-                found[arm], kinds[arm] = opened["about"], opened.pop("kinds")
-        raw: dict[Arm, dict[str, list[float]]] = {arm: {kind: [] for kind in kinds[arm]} for arm in kinds}
+            part.attempt(PORTRAITS, str(arm), lambda arm=arm: group.open(arm))  # type: ignore[misc]
+        about = {arm: part.results[PORTRAITS][str(arm)] for arm in group.ways}
         for _ in range(job.counts.rounds):
-            for arm, ways in kinds.items():
-                runs = job.counts.runs_of(headline=arm in headline)
-                part.attempt("rounds", str(arm), lambda ways=ways, arm=arm, runs=runs: _round(raw[arm], ways, runs))  # type: ignore[misc]
-                milliseconds = {kind: timed(values) for kind, values in raw[arm].items() if values}
-                part.put(PORTRAITS, str(arm), {**found[arm], "ms": milliseconds})
-        for spec in arms[0].specs() if arms[0].form == "stages" else ():
-            part.attempt(PER_STAGE, str(spec), lambda spec=spec: _measure_stage(job, bench, spec))  # type: ignore[misc]
-        return {"device_bytes": before - bench.cuda.free_memory()}
+            for arm in group.ways:
+                part.attempt("rounds", str(arm), lambda arm=arm: group.run(arm))  # type: ignore[misc]
+                part.put(PORTRAITS, str(arm), {**about[arm], "ms": group.milliseconds(arm)})
+        for spec in (EngineSpec(stage, arms[0].batch, 0, arms[0].precision) for stage in STAGES):
+            part.attempt(PER_STAGE, str(spec), lambda spec=spec: _measure_stage(job, group.bench, spec))  # type: ignore[misc]
+        return {"device_bytes": before - group.bench.cuda.free_memory()}
 
 
-def _round(raw: dict[str, list[float]], ways: Kinds, runs: int) -> None:
-    for kind, way in ways.items():
-        raw[kind] += way(runs)
+class Group:
+    """Arms of one precision and batch size, open at the same time. Close it by `with`."""
 
+    def __init__(self, job: Job, cache: Cache, arms: list[Arm]) -> None:
+        self.ways: dict[Arm, Ways] = {}
+        self._job, self._cache, self._arms = job, cache, arms
+        self._raw: dict[Arm, dict[str, list[float]]] = {}
+        self._executors: dict[str, TensorRTExecutor] = {}
+        self._stack = contextlib.ExitStack()
+        self.bench = self._stack.enter_context(Bench(job.bundle, cache))
 
-def _open(job: Job, cache: Cache, bench: Bench, stack: contextlib.ExitStack, arm: Arm) -> JSON:
-    """What is known of an arm before it is timed, and the ways to time it."""
-    painting = bench.painting(arm)
-    painting.fill(_values(job.bundle, job.voices[0], arm.batch))
-    executor = TensorRTExecutor(job.bundle, cache, record=arm.record())
-    stack.callback(executor.close)
-    about: JSON = {"arm": dataclasses.asdict(arm), **_transfers(bench, painting)}
-    try:
-        about["nodes"] = card.count_nodes(bench.cuda, painting.enqueue)
-        about["capture"] = graphs_missing() or _captured(painting)
-    except Exception as error:  # noqa: BLE001 - told in the result; the arm can still be enqueued
-        about["capture"] = f"{type(error).__name__}: {error}"
-    kinds = dict(_ways(job, bench, painting, executor, arm, captured=about["capture"] == "graph"))
-    return {"about": about, "kinds": kinds}
+    def open(self, arm: Arm) -> JSON:
+        """Make everything ready to time an arm; returns what is known of it before."""
+        painting = self.bench.painting(arm)
+        manifest, batch = self._job.bundle.manifest, arm.batch
+        pcm = np.repeat(self._job.voices[0][None], batch, axis=0)
+        painting.fill(inputs_of(manifest, pcm, noise_of(manifest, *range(batch))))
+        about: JSON = {"arm": dataclasses.asdict(arm), **_transfers(self.bench, painting)}
+        try:
+            about["nodes"] = card.count_nodes(self.bench.cuda, painting.enqueue)
+            about["capture"] = graphs_missing() or _captured(painting)
+        except Exception as error:  # noqa: BLE001 - told in the result; the arm can still be enqueued
+            about["capture"] = f"{type(error).__name__}: {error}"
+        ways = self._device_ways(painting, captured=about["capture"] == "graph")
+        self.ways[arm] = {"end_to_end": self._end_to_end(arm), **dict(ways)}
+        return about
+
+    def run(self, arm: Arm) -> None:
+        """One round of every way."""
+        raw = self._raw.setdefault(arm, {})
+        runs = self._job.counts.runs_of(headline=arm in self._job.wanted.headline())
+        for kind, way in self.ways[arm].items():
+            raw.setdefault(kind, []).extend(way(runs))
+
+    def milliseconds(self, arm: Arm) -> JSON:
+        """All rounds so far."""
+        return {kind: timed(values) for kind, values in self._raw.get(arm, {}).items()}
+
+    def _end_to_end(self, arm: Arm) -> Way:
+        executor, seeds = self._executor(arm.form), itertools.count()
+        pcm, manifest = self._job.voices[0], self._job.bundle.manifest
+
+        def paint() -> None:
+            some = [next(seeds) for _ in range(arm.batch)]
+            executor.paint(work_of(manifest, [pcm] * arm.batch, some, arm.steps), Clock())
+
+        return self._wall(paint)
+
+    def _executor(self, form: str) -> TensorRTExecutor:
+        """One per form, with the engines of all arms of that form."""
+        if form not in self._executors:
+            record = record_of([arm for arm in self._arms if arm.form == form])
+            self._executors[form] = TensorRTExecutor(self._job.bundle, self._cache, record=record)
+            self._stack.callback(self._executors[form].close)
+        return self._executors[form]
+
+    def _device_ways(self, painting: Painting, *, captured: bool) -> Iterator[tuple[str, Way]]:
+        timer = card.Timer(self.bench.cuda)
+        yield "enqueue_wall", self._wall(lambda: painting.draw(painting.enqueue))
+        yield "enqueue_device", lambda runs: timer.measure(painting.enqueue, runs)
+        if captured:
+            launch = painting.launch
+            yield "graph_wall", self._wall(lambda: painting.draw(launch))
+            yield "graph_device", lambda runs: timer.measure(launch, runs)
+            yield "graph_busy", lambda runs: timer.measure(launch, max(1, runs // TOGETHER), together=TOGETHER)
+
+    def _wall(self, call: Callable[[], None]) -> Way:
+        """Wall times of calls, warmed up anew in every round."""
+
+        def way(runs: int) -> list[float]:
+            warm_up(call, self._job.counts.warm)
+            return stopwatch(call, runs)
+
+        return way
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.ways.clear()
+        self._stack.close()
 
 
 def _captured(painting: Painting) -> str:
@@ -132,12 +181,6 @@ def _captured(painting: Painting) -> str:
     return "graph"
 
 
-def _values(bundle: Bundle, pcm: Any, batch: int) -> Any:
-    latent = bundle.manifest.latent
-    noise = np.stack([seeded_noise(seed, (latent.channels, latent.height, latent.width)) for seed in range(batch)])
-    return inputs_of(bundle, np.repeat(pcm[None], batch, axis=0), noise)
-
-
 def _transfers(bench: Bench, painting: Painting) -> JSON:
     """The two copies of a portrait: bytes, and milliseconds between events."""
     timer = card.Timer(bench.cuda)
@@ -146,31 +189,6 @@ def _transfers(bench: Bench, painting: Painting) -> JSON:
         name: {"bytes": size, "ms": round(float(np.median(timer.measure(copy, card.REPEATS))), 5)}
         for name, (copy, size) in copies.items()
     }
-
-
-def _ways(
-    job: Job, bench: Bench, painting: Painting, executor: TensorRTExecutor, arm: Arm, *, captured: bool
-) -> Iterator[tuple[str, Callable[[int], list[float]]]]:
-    """(kind, runs → milliseconds), each warmed up anew in every round."""
-    timer, warm = card.Timer(bench.cuda), job.counts.warm
-    pcm, manifest = job.voices[0], job.bundle.manifest
-    seeds = iter(range(2**31))
-
-    def paint() -> None:
-        executor.paint(work_of(manifest, pcm, [next(seeds) for _ in range(arm.batch)], arm.steps), Clock())
-
-    def wall(call: Callable[[], None], runs: int) -> list[float]:
-        warm_up(call, warm)
-        return stopwatch(call, runs)
-
-    yield "end_to_end", lambda runs: wall(paint, runs)
-    yield "enqueue_wall", lambda runs: wall(lambda: painting.draw(painting.enqueue), runs)
-    yield "enqueue_device", lambda runs: timer.measure(painting.enqueue, runs)
-    if captured:
-        launch = painting.launch
-        yield "graph_wall", lambda runs: wall(lambda: painting.draw(launch), runs)
-        yield "graph_device", lambda runs: timer.measure(launch, runs)
-        yield "graph_busy", lambda runs: timer.measure(launch, max(1, runs // TOGETHER), together=TOGETHER)
 
 
 def _measure_stage(job: Job, bench: Bench, spec: EngineSpec) -> JSON:

@@ -101,10 +101,10 @@ class Part:
         self.results.setdefault(group, {})[key] = value
         self.save()
 
-    def attempt(self, group: str, key: str, work: Callable[[], Any]) -> Any:
+    def attempt(self, group: str, key: str, work: Callable[[], Any], *, keep: bool = True) -> Any:
         """Keep what `work` returns, or {"error": …} if it fails; then None is returned and the piece goes on.
 
-        What has no value (None) is not kept. OutOfTime passes through.
+        What has no value (None) is not kept, nor is anything but an error with `keep` False. OutOfTime passes through.
         """
         self.data["doing"] = f"{group}: {key}"
         self.save()
@@ -116,7 +116,7 @@ class Part:
             logger.exception("%s: %s", group, key)
             self.put(group, key, {"error": describe(error)})
             return None
-        if value is not None:
+        if keep and value is not None:
             self.put(group, key, value)
         return value
 

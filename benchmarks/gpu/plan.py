@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gpu.parts import Deadline
 from runtime.audio import load_speech
+from runtime.backends.tensorrt import package, place_here
 from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, Bundle, Manifest, read_bundle
 from runtime.cache import Cache
-from runtime.engines import PRECISIONS, EngineSpec, Prepared
+from runtime.engines import ENGINES, PRECISIONS, EngineSpec, Prepared, engine_key
 from runtime.errors import S2FError
 from runtime.executor import MAX_BATCH, Work
+from runtime.noise import seeded_noise
 from runtime.pipeline import shipped_bundle
 from runtime.specs import SAMPLE_RATE
 
@@ -30,6 +34,7 @@ BATCHES = (1, 4, min(16, MAX_BATCH))
 SUFFIXES = (".flac", ".wav")
 
 Pcm = npt.NDArray[np.float32]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +55,9 @@ class Arm:
             return [EngineSpec("pipeline", self.batch, self.steps, self.precision)]
         return [EngineSpec(stage, self.batch, 0, self.precision) for stage in STAGES]
 
-    def record(self) -> Prepared:
-        """What makes the executor draw this way. It always has the stages of batch 1 besides."""
-        pipelines = ((self.batch, self.steps),) if self.form == "pipeline" else ()
-        return Prepared(self.precision, tuple(sorted({1, self.batch})), pipelines)
+    def opened(self) -> list[EngineSpec]:
+        """The engines an executor opens for it: the stages of batch 1 and of its own besides."""
+        return [*record_of([self]).engines()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +158,20 @@ class Job:
         return [(pcm, index * seeds + seed) for index, pcm in enumerate(self.voices) for seed in range(seeds)]
 
 
+def record_of(arms: Sequence[Arm]) -> Prepared:
+    """What makes an executor draw like these arms, which share form and precision."""
+    pipelines = tuple((arm.batch, arm.steps) for arm in arms if arm.form == "pipeline")
+    return Prepared(arms[0].precision, tuple(sorted({1, *(arm.batch for arm in arms)})), pipelines)
+
+
+def groups(arms: Sequence[Arm], *fields: str) -> list[list[Arm]]:
+    """Arms that share these fields, in the order of their first."""
+    found: dict[tuple[object, ...], list[Arm]] = {}
+    for arm in arms:
+        found.setdefault(tuple(getattr(arm, field) for field in fields), []).append(arm)
+    return list(found.values())
+
+
 def recordings(folder: Path, count: int) -> Iterator[Pcm]:
     """The first `count` recordings below a folder, by name; what cannot be used is logged and passed over."""
     taken = 0
@@ -173,17 +191,34 @@ def options_of(manifest: Manifest) -> dict[str, float]:
     return {"guidance": manifest.guidance.default, "prior_weight": manifest.prior.weight}
 
 
-def work_of(manifest: Manifest, pcm: Pcm, seeds: list[int], steps: int) -> Work:
-    """Portraits of one voice at default options; with several seeds the voice is given once for each."""
-    rows = np.repeat(pcm[None], len(seeds), axis=0)
-    return Work(rows, seeds, manifest.table(steps), options_of(manifest))
+def noise_of(manifest: Manifest, *seeds: int) -> npt.NDArray[np.float32]:
+    """float32 [seeds, C, h, w]"""
+    latent = manifest.latent
+    return np.stack([seeded_noise(seed, (latent.channels, latent.height, latent.width)) for seed in seeds])
 
 
-def built(cache: Cache, keys: Callable[[EngineSpec], dict[str, object]], specs: list[EngineSpec]) -> bool:
-    """Whether all these engines lie in the cache."""
-    from runtime.engines import ENGINES
+def inputs_of(manifest: Manifest, pcm: npt.NDArray[np.float32], noise: npt.NDArray[np.float32]) -> Arrays:
+    """What a portrait takes: pcm [batch, samples], noise [batch, C, h, w], options at their defaults."""
+    options = {name: np.array([value], np.float32) for name, value in options_of(manifest).items()}
+    return {"pcm": pcm, "noise": noise, **options}
 
-    return all(cache.path(ENGINES, keys(spec)).exists() for spec in specs)
+
+def work_of(manifest: Manifest, voices: Sequence[Pcm], seeds: Sequence[int], steps: int) -> Work:
+    """Portraits at default options, one for every voice and its seed."""
+    return Work(np.stack(list(voices)), list(seeds), manifest.table(steps), options_of(manifest))
+
+
+class Ready:
+    """Which engines lie in the cache, for the TensorRT, GPU and driver here."""
+
+    def __init__(self, manifest: Manifest, cache: Cache) -> None:
+        """Raises BackendMissing, DeviceUnavailable."""
+        self._manifest, self._cache, self._place = manifest, cache, place_here(package())
+
+    def has(self, specs: Sequence[EngineSpec]) -> bool:
+        """Whether all of them do."""
+        keys = (engine_key(self._manifest, self._place, spec) for spec in specs)
+        return all(self._cache.path(ENGINES, key).exists() for key in keys)
 
 
 def warm_up(call: Callable[[], object], seconds: float) -> None:
@@ -195,10 +230,11 @@ def warm_up(call: Callable[[], object], seconds: float) -> None:
         call()
 
 
-def stopwatch(call: Callable[[], object], runs: int) -> list[float]:
-    """Wall milliseconds of single calls."""
-    spent = []
-    for _ in range(runs):
+def stopwatch(call: Callable[[], object], runs: int, seconds: float = math.inf) -> list[float]:
+    """Wall milliseconds of single calls; fewer calls than asked for, but one at least, where they take too long."""
+    spent: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(spent) < runs and (not spent or time.perf_counter() < end):
         begin = time.perf_counter_ns()
         call()
         spent.append((time.perf_counter_ns() - begin) / 1e6)

@@ -16,7 +16,7 @@ from typing import Any
 from ..bundle import Manifest, TensorSpec
 from ..cache import Cache, Refused
 from ..engines import ENGINES, EngineSpec, Place, Prepared, engine_key, engine_tensors, read_record
-from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, DeviceUnavailable, NotPrepared, S2FError
+from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, NotPrepared, S2FError
 from . import cuda
 from .base import Device
 
@@ -133,8 +133,6 @@ class Runtime:
         self._module, self._cache, self._manifest, self._place = module, cache, manifest, place
         self.logger = make_logger(module)
         self._runtime = module.Runtime(self.logger)
-        if self._runtime is None:  # pragma: no cover - no driver; `require` came first
-            raise DeviceUnavailable(f"TensorRT does not start: {self.logger.last_error}. Run: s2f doctor")
 
     def load(self, spec: EngineSpec) -> Engine:
         """Raises NotPrepared (absent, refused), BackendFailed (other tensors), DeviceOutOfMemory."""

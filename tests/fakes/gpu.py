@@ -52,8 +52,8 @@ class Gpu:
         self.clock = 0.0
         self.initialised = False
         self.retained = 0  # holders of the primary context
-        self._stacks: dict[int, list[Any]] = {}
-        self._names: dict[int, str] = {}
+        self._thread = threading.local()
+        self._stacks: list[tuple[str, list[Any]]] = []
         self._handles = itertools.count(0x1000, 0x10)
         self.default = Stream(0, True)
         self.streams: dict[int, Stream] = {0: self.default}
@@ -66,13 +66,14 @@ class Gpu:
     @property
     def stack(self) -> list[Any]:
         """The contexts pushed in this thread, the current one last."""
-        thread = threading.get_ident()
-        self._names[thread] = threading.current_thread().name
-        return self._stacks.setdefault(thread, [])
+        if not hasattr(self._thread, "stack"):
+            self._thread.stack = []
+            self._stacks.append((threading.current_thread().name, self._thread.stack))
+        return self._thread.stack
 
     def pushed(self) -> dict[str, int]:
-        """Threads that have contexts pushed, with how many."""
-        return {self._names[thread]: len(stack) for thread, stack in self._stacks.items() if stack}
+        """Threads that have, or had when they ended, contexts pushed, with how many."""
+        return {name: len(stack) for name, stack in self._stacks if stack}
 
     def require_context(self) -> None:
         """Raise unless this thread has a current context."""

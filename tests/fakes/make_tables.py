@@ -5,6 +5,8 @@
 The bindings come from PyPI as wheels of 1-2 MB. They load libnvinfer when imported; a shared library with the same name
 whose functions return nothing satisfies the loader, because importing calls none of them. tensorrt 8.6 is one wheel of
 800 MB for CPython 3.10 at most. pycuda has no wheel and is compiled: it needs the CUDA toolkit's headers (CUDA_ROOT).
+
+For a new release: add it to RELEASES and to trt_operators.OPSETS, run this, and see what the tests say.
 """
 
 import argparse

@@ -17,18 +17,18 @@ from .world import World
 def address_of(call: str, value: object) -> int:
     """A device address: an int or an allocation."""
     if type(value).__name__ == "DeviceAllocation":
-        return int(value)  # type: ignore[call-overload, no-any-return]
+        return int(value)
     return integer(call, value)
 
 
 def buffer_of(value: Any, *, writable: bool) -> tuple[int, int]:
-    """(address, bytes) of a contiguous buffer."""
+    """(address, bytes) of an object with a contiguous buffer."""
     view = memoryview(value)
     if not view.contiguous:
         raise ValueError("ndarray is not contiguous")
     if writable and view.readonly:
         raise BufferError("Object is not writable.")
-    array = np.frombuffer(view.cast("B") if view.ndim == 1 or view.c_contiguous else value, np.uint8)
+    array = value if isinstance(value, np.ndarray) else np.frombuffer(value, np.uint8)
     return int(array.__array_interface__["data"][0]), int(view.nbytes)
 
 
@@ -61,7 +61,7 @@ def mem_alloc(world: World, bytes: int) -> Any:  # noqa: A002
 
 @translated("cuMemHostAlloc")
 def pagelocked_empty(world: World, shape: Any, dtype: Any, order: str = "C", mem_flags: int = 0) -> npt.NDArray[Any]:
-    model = np.empty(shape, dtype, order)  # type: ignore[call-overload]
+    model = np.empty(shape, dtype, order)
     owner = make(world.modules["pycuda.driver"].PagelockedHostAllocation, world.gpu.allocate_pinned(model.nbytes))
     described = {"version": 3, "typestr": model.dtype.str, "shape": model.shape, "strides": model.strides}
     owner._interface = {**described, "data": (owner._address, False)}

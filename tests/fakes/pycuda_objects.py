@@ -291,7 +291,7 @@ def stream_of(world: World, stream: Any) -> cuda_types.Stream:
             "No registered converter was able to extract a C++ reference to type pycuda::stream from this Python "
             f"object of type {type(stream).__name__}"
         )
-    return stream._stream  # type: ignore[no-any-return]
+    return stream._stream
 
 
 class host_alloc_flags:  # noqa: N801 - its name in pycuda

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import importlib.machinery
 import json
 import types
@@ -51,6 +52,7 @@ def _is_member(name: str, members: Any) -> bool:
     return name in members or (name.startswith("__") and name.endswith("__"))
 
 
+@functools.cache
 def load(module: str, version: str) -> Table:
     """The table of `module` at `version`, its first two numbers ("11.4")."""
     path = API / f"{module}-{version}.json"
@@ -176,7 +178,7 @@ class _Maker:
             refuse = _no_constructor(self._path(name), NotImplementedError, "not in the fake, add it")
             return type(name, (), {"__init__": refuse, **self._members(name, {}, set())})
         if issubclass(implementation, Exception):
-            return implementation  # type: ignore[no-any-return]
+            return implementation
         bases = tuple(self._base(base) for base in implementation.__bases__)
         own = dict(vars(implementation))
         namespace = {key: value for key, value in own.items() if key.startswith("_")}

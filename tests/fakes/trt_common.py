@@ -101,7 +101,7 @@ class Dims:
             raise TypeError("__eq__(): incompatible function arguments: Dims equals a list or a tuple")
         return self._shape == tuple(other)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __repr__(self) -> str:
         return repr(self._shape)
@@ -112,7 +112,7 @@ class DataTypeMembers:
 
     @property
     def itemsize(self) -> int | None:
-        return SIZES.get(self.name)  # type: ignore[attr-defined]
+        return SIZES.get(self.name)
 
 
 class IHostMemory(bytearray):

@@ -110,9 +110,9 @@ def _chain(node: ast.AST) -> list[str] | None:
         before = _chain(node.value)
         return None if before is None else [*before, node.attr]
     asks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr"
-    if asks and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):  # type: ignore[attr-defined]
-        before = _chain(node.args[0])  # type: ignore[attr-defined]
-        return None if before is None else [*before, str(node.args[1].value)]  # type: ignore[attr-defined]
+    if asks and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
+        before = _chain(node.args[0])
+        return None if before is None else [*before, str(node.args[1].value)]
     return None
 
 
