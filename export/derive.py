@@ -26,11 +26,9 @@ from export import fuse, simplify
 from export.half import to_half
 from export.lint import MAX_IR_VERSION, OPSET
 from runtime.bundle import STAGES, Bundle, StepTable
+from runtime.engines import GRAPHS, MAX_BATCH, PRECISIONS
 from runtime.errors import BackendFailed, InvalidArgument
-from runtime.executor import MAX_BATCH
 
-GRAPHS = (*STAGES, "pipeline")
-PRECISIONS = ("fp16", "fp32")
 STATE = ("latent", "history")
 BROKEN = (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, KeyError, ValueError)
 
@@ -87,6 +85,7 @@ def _stage(bundle: Bundle, stage: str, batch: int) -> ModelProto:
     simplify.fold_constants(model)
     fuse.drop_expands(model)
     fuse.fuse_batch_norms(model)
+    fuse.spell_instance_norms(model)
     return model
 
 

@@ -39,8 +39,7 @@ def widen_weights(model: ModelProto) -> None:
 def fuse_batch_norms(model: ModelProto) -> None:
     """Move a batch norm into the convolution before it; where there is none, make it a Mul and an Add.
 
-    Elementwise operators leave no doubt about types, and behind an InstanceNormalization they are the group norm as
-    PyTorch writes it, which TensorRT knows.
+    Elementwise operators leave no doubt about types.
     """
     known, shapes, convolutions = constants(model), _shapes(model), _convolutions(model)
     kept: list[NodeProto] = []
@@ -52,7 +51,38 @@ def fuse_batch_norms(model: ModelProto) -> None:
         if node.input[0] in convolutions:
             _into_convolution(model, convolutions[node.input[0]], known, (node.output[0], scale, shift))
         else:
-            kept.extend(_as_scaling(model, node, scale, shift, len(shapes[node.input[0]])))
+            place = node.input[0], node.output[0]
+            kept.extend(_as_scaling(model, *place, (scale, shift), len(shapes[node.input[0]])))
+    _replace_nodes(model, kept)
+
+
+def spell_instance_norms(model: ModelProto) -> None:
+    """InstanceNormalization as LayerNormalization over all axes but batch and channel, then its scale and shift.
+
+    The parser of 8.6 makes the former a plugin that runs on cuDNN, and 8.6.0's Python has no switch against it; the
+    latter is TensorRT's own in every release, and says itself that its statistics are float32.
+    """
+    known, shapes = constants(model), _shapes(model)
+    kept: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "InstanceNormalization":
+            kept.append(node)
+            continue
+        name, shape = node.output[0], shapes[node.input[0]]
+        scale, shift = (known[value].astype(np.float64) for value in node.input[1:3])
+        plain = bool(np.all(scale == 1) and not shift.any())
+        normal = name if plain else f"{name}_normal"
+        sides = [
+            _constant(model, f"{name}_{side}", make(shape[2:])) for side, make in (("one", np.ones), ("zero", np.zeros))
+        ]
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), DEFAULT_EPSILON)
+        kept.append(
+            helper.make_node(
+                "LayerNormalization", [node.input[0], *sides], [normal], name=node.name or name, axis=2, epsilon=epsilon
+            )
+        )
+        if not plain:
+            kept.extend(_as_scaling(model, normal, name, (scale, shift), len(shape)))
     _replace_nodes(model, kept)
 
 
@@ -102,13 +132,13 @@ def _into_convolution(
     conv.output[0] = name
 
 
-def _as_scaling(model: ModelProto, node: NodeProto, scale: Reals, shift: Reals, rank: int) -> list[NodeProto]:
-    """`rank`: of the data; its axis 1 holds the channels."""
-    name = node.output[0]
+def _as_scaling(model: ModelProto, data: str, name: str, change: tuple[Reals, Reals], rank: int) -> list[NodeProto]:
+    """`name` = `data` of that rank, times and plus the numbers of `change`, float64 [C] each, along axis 1."""
+    scale, shift = change
     factor = _constant(model, f"{name}_scale", _column(scale, rank - 1))
     summand = _constant(model, f"{name}_shift", _column(shift, rank - 1))
     return [
-        helper.make_node("Mul", [node.input[0], factor], [f"{name}_scaled"], name=f"{name}_scaled"),
+        helper.make_node("Mul", [data, factor], [f"{name}_scaled"], name=f"{name}_scaled"),
         helper.make_node("Add", [f"{name}_scaled", summand], [name], name=f"{name}_shifted"),
     ]
 

@@ -17,9 +17,8 @@ Everything else stays float32, above all:
 
 A row that only shifts the channels of a convolution is part of its bias by then (`export.fuse`).
 
-The statistics of norms are float32 all the same: LayerNormalization says so in its `stash_type`, and TensorRT's
-normalisation layer accumulates in float32 whatever it reads (8.6's plugin does not count: parse with its flag
-NATIVE_INSTANCENORM, as later releases do by themselves).
+The statistics of a LayerNormalization are float32 all the same: it says so in its `stash_type`, and TensorRT's
+normalisation layer accumulates in float32 whatever it reads. Group norms are written as such (`export.fuse`).
 
 The graph's inputs and outputs keep their types. All float inputs of an operator have one type, as a strongly typed
 network wants it, and no tensor is cast twice.
@@ -39,8 +38,7 @@ WORK = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
 ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Neg", "Relu", "LeakyRelu", "Sigmoid", "Tanh", "Erf", "HardSwish"}
 LAYOUT = {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Resize"}
 LAYOUT |= {"DepthToSpace", "SpaceToDepth"}
-NORMS = {"InstanceNormalization", "LayerNormalization"}
-FOLLOWING = ELEMENTWISE | LAYOUT | NORMS
+FOLLOWING = ELEMENTWISE | LAYOUT | {"LayerNormalization"}
 SOUND = "pcm"
 
 LARGEST, SMALLEST_NORMAL = float(np.finfo(np.float16).max), float(np.finfo(np.float16).tiny)

@@ -45,6 +45,7 @@ REFUSED = {
     ),
     **dict.fromkeys(("Loop", "If", "Scan"), "control flow keeps a graph out of CUDA graph capture; unroll it"),
     **dict.fromkeys(("NonZero", "NonMaxSuppression"), "the size of its output depends on the data"),
+    "InstanceNormalization": "8.6 makes it a plugin that needs cuDNN; write it as LayerNormalization",
 }
 
 # Inputs the parser wants as weights, and those that would otherwise make a shape or a layout depend on data.
@@ -57,7 +58,6 @@ CONSTANT_INPUTS = {
     "CumSum": (1,),
     "DequantizeLinear": (1, 2),
     "Expand": (1,),
-    "InstanceNormalization": (1, 2),
     "OneHot": (1,),
     "Pad": (1, 2, 3),
     "QuantizeLinear": (1, 2),
@@ -206,8 +206,6 @@ def _details(inferred: ModelProto) -> Iterator[str]:
         ranks = [len(shapes[name]) for name in node.input if name in shapes]
         if node.op_type == "Gemm" and ranks[:2] != [2, 2]:
             yield f"{_name(node)} multiplies tensors of ranks {ranks[:2]}; the parser takes matrices only."
-        if node.op_type == "InstanceNormalization" and not 3 <= ranks[0] <= 5:
-            yield f"{_name(node)} has an input of rank {ranks[0]}; the parser takes 3 to 5."
         if node.op_type in ("MaxPool", "LayerNormalization") and any(node.output[1:]):
             yield f"{_name(node)} has more than one output; TensorRT gives the first."
 

@@ -30,6 +30,8 @@ MAGIC = "s2f-cache-1"
 MAX_HEADER_BYTES = 64 * 1024
 MAX_ENTRY_BYTES = 4 * 1024**3
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+# Not following links, not waiting for a pipe's writer; Windows has neither, and opens as text unless told.
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 Key: TypeAlias = "Mapping[str, Any]"
 
@@ -64,7 +66,7 @@ class Cache:
         try:
             _trust(self.folder.lstat(), self.folder, folder=True)
             _trust(path.parent.lstat(), path.parent, folder=True)
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            descriptor = os.open(path, os.O_RDONLY | _FLAGS)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -87,8 +89,8 @@ class Cache:
             for left in path.parent.glob(f".{path.stem}.*"):  # of a process that was killed
                 if left.stat().st_mtime < time.time() - 3600 or not _alive(left):
                     left.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
                 file.write(json.dumps(header, sort_keys=True).encode() + b"\n")
                 file.write(data)
                 file.flush()
@@ -115,12 +117,17 @@ class Cache:
 
         `waiting` is called once if another process holds it. Raises OutputUnwritable where no lock can be made.
         """
-        import fcntl  # what uses this cache for building runs on Linux
-
+        try:
+            import fcntl
+        except (
+            ImportError
+        ):  # Windows: two may prepare at once, and the later one's entries stay, as whole as the other's
+            yield
+            return
         path = self.path(kind, key).with_suffix(".lock")
         try:
             self._make_folders(path.parent)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         except OSError as error:
             raise OutputUnwritable(
                 f"The lock {path} cannot be made: {error.strerror or error}. Name another folder in S2F_CACHE."
@@ -156,9 +163,14 @@ def _digest(key: Key) -> str:
 
 
 def _trust(info: os.stat_result, path: Path, *, folder: bool) -> None:
-    """Raise Refused unless it is a folder (or a regular file) that only its owner, this user or root, may write."""
+    """Raise Refused unless it is a folder (or a regular file) that only its owner, this user or root, may write.
+
+    On Windows, which has no such rights, the user's profile is what keeps others out.
+    """
     if not (stat.S_ISDIR if folder else stat.S_ISREG)(info.st_mode):
         raise Refused(f"{path} is not a {'folder' if folder else 'regular file'}")
+    if os.name == "nt":
+        return
     if info.st_uid not in (os.geteuid(), 0):
         raise Refused(f"{path} belongs to another user")
     if info.st_mode & OTHERS_WRITE:

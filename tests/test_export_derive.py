@@ -200,7 +200,7 @@ def test_files_say_nothing_but_the_graph(bundles):
 
 def test_arguments_are_checked(bundles):
     bundle = bundles["shortcut"]
-    for wrong in ({"graph": "vae"}, {"precision": "int8"}, {"batch": 0}, {"batch": 9}, {"batch": 1.0}, {"batch": True}):
+    for wrong in ({"graph": "vae"}, {"precision": "int8"}, {"batch": 0}, {"batch": 17}, {"batch": 1.0}, {"batch": True}):
         arguments = {"graph": "encoder", "batch": 1, **wrong}
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
             derive(bundle, arguments.pop("graph"), **arguments)
@@ -295,6 +295,16 @@ def test_a_batch_norm_beside_another_reader_stays_scaling():
 def test_a_batch_norm_of_any_rank_becomes_scaling(shape):
     model = small_model([helper.make_node("BatchNormalization", ["x", *NORM], ["y"])], NORM, (shape, shape))
     unchanged_by(fuse.fuse_batch_norms, model, ["Mul", "Add"])
+
+
+@pytest.mark.parametrize("shape", [[3, 2, 5], [3, 2, 5, 4]])
+@pytest.mark.parametrize(("gain", "bias", "more"), [([1, 1], [0, 0], []), ([1.5, -2], [0.1, 0.2], ["Mul", "Add"])])
+def test_an_instance_norm_becomes_a_layer_norm(shape, gain, bias, more):
+    constants = {"gain": np.array(gain, np.float32), "bias": np.array(bias, np.float32)}
+    node = helper.make_node("InstanceNormalization", ["x", "gain", "bias"], ["y"], epsilon=0.1)
+    unchanged_by(
+        fuse.spell_instance_norms, small_model([node], constants, (shape, shape)), ["LayerNormalization", *more]
+    )
 
 
 @pytest.mark.parametrize(("shape", "kept"), [((1, 2, 1), ["Conv"]), ((2, 1), ["Conv", "Add"]), ((), ["Conv", "Add"])])

@@ -7,17 +7,18 @@ Which of them an interpreter can run depends on what it has installed, so severa
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gpu.parts import JSON
-from benchmarks.gpu.plan import Arm, Job, Ready, inputs_of, noise_of, record_of, work_of
+from benchmarks.gpu.plan import Arm, Job, Ready, record_of, work_of
 from runtime.backends.base import Settings
-from runtime.bundle import Bundle
 from runtime.cache import Cache
+from runtime.engines import ENGINES, Prepared, engine_key
 from runtime.errors import S2FError
 from runtime.executor import Clock, Executor
 from runtime.machine import usable_cores
@@ -42,15 +43,17 @@ class Way(Protocol):
 class Executed:
     """An executor of the runtime."""
 
-    def __init__(self, job: Job, open_it: Callable[[], Executor], about: JSON) -> None:
-        self._job, self._open, self._about = job, open_it, about
+    def __init__(self, job: Job, open_it: Callable[[], Executor]) -> None:
+        self._job, self._open = job, open_it
         self._executor: Executor | None = None
 
     def prepare(self) -> JSON:
-        """Open, and draw once."""
+        """Open, and draw a few: the first runs may capture a CUDA graph."""
+        begin = time.monotonic()
         self._executor = self._open()
-        self.draw(0)
-        return self._about
+        for seed in range(3):
+            self.draw(seed)
+        return {"seconds": round(time.monotonic() - begin, 1)}
 
     def draw(self, seed: int) -> Pixels:
         """See `Way`."""
@@ -93,7 +96,7 @@ def _tensorrt(job: Job) -> dict[str, Maker]:
         for arm in (Arm(form, precision, 1, job.wanted.steps[0]) for form in job.wanted.forms)
         if ready.has(arm.opened())
     ]
-    return {name_of(arm): lambda arm=arm: Executed(job, lambda: _open_tensorrt(job, arm), {}) for arm in arms}  # type: ignore[misc]
+    return {name_of(arm): lambda arm=arm: Executed(job, lambda: _open_tensorrt(job, arm)) for arm in arms}  # type: ignore[misc]
 
 
 def _open_tensorrt(job: Job, arm: Arm) -> Executor:
@@ -118,72 +121,29 @@ def _torch(job: Job) -> dict[str, Maker]:
 
 
 def _onnxruntime(job: Job) -> dict[str, Maker]:
-    from runtime.backends import open_executor, select
+    from runtime.backends import select
 
-    settings = Settings(select("cuda"), usable_cores())
-    about = {"graphs": "the bundle's, float32", "cuda_graph": False}
+    select("cuda")
     ways: dict[str, Maker] = {
-        "onnxruntime cuda stages fp32": lambda: Executed(job, lambda: open_executor(job.bundle, settings), about)
+        "onnxruntime cuda stages fp32": lambda: Executed(job, lambda: _open_onnxruntime(job, None))
     }
     if importlib.util.find_spec("onnx") is not None:
-        ways |= {
-            f"onnxruntime cuda pipeline {precision}": lambda precision=precision: Fused(job, precision)  # type: ignore[misc]
-            for precision in job.wanted.precisions
-        }
+        for precision in job.wanted.precisions:
+            ways[f"onnxruntime cuda pipeline {precision}"] = lambda precision=precision: Executed(  # type: ignore[misc]
+                job, lambda: _open_onnxruntime(job, precision)
+            )
     return ways
 
 
-class Fused:
-    """The derived pipeline graph on ONNX Runtime's CUDA provider: inputs and output bound, one CUDA graph."""
+def _open_onnxruntime(job: Job, precision: str | None) -> Executor:
+    """The bundle's own stages, or the derived pipeline in one CUDA graph, which is put where `s2f prepare` puts it."""
+    from runtime.backends.ort_executor import OrtExecutor, place_here
 
-    OPTIONS = {"enable_cuda_graph": "1", "cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}
-    PROVIDER = "CUDAExecutionProvider"
-
-    def __init__(self, job: Job, precision: str) -> None:
-        self._job, self._precision = job, precision
-        self._session: Any = None
-
-    def prepare(self) -> JSON:
-        """Derive, open, run until the graph is captured. Raises BackendFailed, DeviceUnavailable."""
-        import onnxruntime
-
+    cache, manifest, steps = Cache.default(), job.bundle.manifest, job.wanted.steps[0]
+    record = Prepared(precision or "fp32", (), () if precision is None else ((1, steps),))
+    for spec in record.engines():
         from export.derive import derive
 
-        bundle: Bundle = self._job.bundle
-        data = derive(bundle, "pipeline", batch=1, steps=self._job.wanted.steps[0], precision=self._precision)
-        if hasattr(onnxruntime, "preload_dlls"):  # finds the CUDA libraries that torch brought
-            onnxruntime.preload_dlls()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(data, options, providers=[(self.PROVIDER, self.OPTIONS)])
-        if self._session.get_providers()[:1] != [self.PROVIDER]:
-            raise RuntimeError(f"ONNX Runtime runs on {self._session.get_providers()}")
-        self._bind(onnxruntime.OrtValue)
-        for seed in range(3):
-            self.draw(seed)
-        return {"graphs": f"derived pipeline, {self._precision}", "options": self.OPTIONS}
-
-    def _bind(self, values: Any) -> None:
-        """Everything at addresses that stay, as a captured graph wants it."""
-        manifest = self._job.bundle.manifest
-        given = inputs_of(manifest, self._job.voices[0][None], noise_of(manifest, 0))
-        names = [node.name for node in self._session.get_inputs()]
-        self._inputs = {name: values.ortvalue_from_numpy(np.ascontiguousarray(given[name]), "cuda", 0) for name in names}
-        image = manifest.image
-        self._image = values.ortvalue_from_shape_and_type((1, image.height, image.width, 3), np.uint8, "cuda", 0)
-        self._binding = self._session.io_binding()
-        for name, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(name, value)
-        self._binding.bind_ortvalue_output("image", self._image)
-
-    def draw(self, seed: int) -> Pixels:
-        """See `Way`."""
-        self._inputs["pcm"].update_inplace(self._job.voices[0][None])
-        self._inputs["noise"].update_inplace(noise_of(self._job.bundle.manifest, seed))
-        self._session.run_with_iobinding(self._binding)
-        image: Pixels = self._image.numpy()[0]
-        return image
-
-    def close(self) -> None:
-        """See `Way`."""
-        self._binding = self._inputs = self._image = self._session = None
+        data = derive(job.bundle, spec.graph, batch=spec.batch, steps=spec.steps, precision=spec.precision)
+        cache.write(ENGINES, engine_key(manifest, place_here(), spec), data)
+    return OrtExecutor(job.bundle, Settings("cuda", usable_cores()), cache, record=record)

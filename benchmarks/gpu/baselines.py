@@ -62,7 +62,7 @@ def _owners(job: Job, part: Part, stack: contextlib.ExitStack) -> dict[str, Aske
 
 
 def _prepare(job: Job, part: Part, owners: dict[str, Asked]) -> dict[str, Asked]:
-    """Those that work. Compiling comes last: what outlasts its time is ended with its interpreter, which begins anew."""
+    """Those that work. Compiling comes last: what outlasts its time ends with its interpreter, which starts anew."""
     ready: dict[str, Asked] = {}
     for name in sorted(owners, key=lambda name: "compile" in name):
         job.deadline.need(RESERVED + LEAST, f"preparing {name}")

@@ -38,7 +38,10 @@ def driver_api() -> Any:
 
 
 def ask(result: tuple[Any, ...]) -> Any:
-    """The value of a call of cuda-bindings, which returns (status, value…), or the tuple of them. Raises BackendFailed."""
+    """The value of a call of cuda-bindings, which returns (status, value…), or the tuple of several.
+
+    Raises BackendFailed for any status but success.
+    """
     status, *values = result
     if int(status) != 0:
         raise BackendFailed(f"CUDA says {getattr(status, 'name', status)}")

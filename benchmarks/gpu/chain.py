@@ -68,8 +68,10 @@ class Bench:
 
     def close(self) -> None:
         """Give everything back: engines and pinned memory before the context they live in, whoever still holds them."""
-        for user in (*self._singles.values(), *self._paintings.values()):
-            user.let_go()
+        for single in self._singles.values():
+            single.let_go()
+        for painting in self._paintings.values():
+            painting.let_go()
         self._singles.clear()
         self._paintings.clear()
         self._engines.clear()
@@ -94,7 +96,7 @@ class Single:
         self._host = {name: bench.cuda.pinned(size_of(tensor)) for name, tensor in both.items()}
 
     def run(self, values: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Outputs for inputs of the engine's types and shapes; int64 is narrowed. What it has no input for is left out."""
+        """Outputs for inputs of the engine's shapes; int64 is narrowed. What it has no input for is left out."""
         for name, tensor in self._inputs.items():
             value = np.ascontiguousarray(values[name], dtype=tensor.dtype)
             self._host[name][:] = value.reshape(-1).view(np.uint8)
@@ -137,7 +139,9 @@ class Painting:
     def fill(self, values: Arrays) -> None:
         """Lay pcm, noise and options out in host memory."""
         for name, (offset, size) in self._slots.items():
-            self.source[offset : offset + size] = np.ascontiguousarray(values[name], np.float32).reshape(-1).view(np.uint8)
+            self.source[offset : offset + size] = (
+                np.ascontiguousarray(values[name], np.float32).reshape(-1).view(np.uint8)
+            )
 
     def enqueue(self) -> None:
         """The engines, one after the other."""
@@ -172,7 +176,8 @@ class Painting:
 
     def images(self) -> npt.NDArray[np.uint8]:
         """What was drawn last, uint8 [batch, H, W, 3]."""
-        return self.target.reshape(self._shape).copy()
+        drawn: Bytes = self.target.reshape(self._shape).copy()
+        return drawn
 
     def _one_engine(self) -> Iterator[tuple[EngineSpec, dict[str, int]]]:
         (spec,) = self._arm.specs()

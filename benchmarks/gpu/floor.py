@@ -1,4 +1,4 @@
-"""What a portrait cannot be faster than on this card, and the verdicts on the goals: arithmetic on the parts' JSON.
+"""What a portrait cannot be faster than on this card: arithmetic on the parts' JSON.
 
     floor = max(operations / rate, bytes / bandwidth, kernels × time of an empty one) + copy in + copy out
 
@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from benchmarks.gpu.parts import JSON
 from benchmarks.gpu.plan import Arm
+from runtime.errors import S2FError
 
 RATES = {"float16": "fp16_tflops", "float32": "fp32_tflops"}
-MS_P50, TAIL, TIMES = 2.0, 1.3, 2.0
 
 Counted = Callable[[str, int, int, str], JSON]
 """(graph, batch, steps, precision) → the cost of the derived graph, as a dict."""
@@ -71,13 +70,13 @@ def cost_of(arm: Arm, counted: Counted) -> JSON:
     }
 
 
-def floor_of(cost: JSON, kernels: int | None, copies_ms: float, card: Card) -> JSON:
-    """Milliseconds: the three terms, None where the card's figure is unknown, and the floor of those that are known."""
+def floor_of(cost: JSON | None, kernels: int | None, copies_ms: float, card: Card) -> JSON:
+    """Milliseconds: the three terms, None where a figure is unknown, and the floor of those that are known."""
     rates = card.rates
     compute = bandwidth = launch = None
-    if all(kind in rates for kind in cost["matrix"]):
+    if cost and all(kind in rates for kind in cost["matrix"]):
         compute = sum(operations / rates[kind] / 1e9 for kind, operations in cost["matrix"].items())
-    if card.bandwidth:
+    if cost and card.bandwidth:
         bandwidth = (cost["weight_bytes"] + cost["activation_bytes"]) / card.bandwidth / 1e6
     if kernels and card.kernel_us is not None and card.graph_us is not None:
         launch = (card.graph_us + kernels * card.kernel_us) / 1e3
@@ -93,12 +92,16 @@ def floors(parts: dict[str, JSON], counted: Counted) -> JSON:
     for name, value in group(parts, "latency", "portraits").items():
         if "ms" not in value:
             continue
-        cost = cost_of(Arm(**value["arm"]), counted)
+        try:
+            cost, uncounted = cost_of(Arm(**value["arm"]), counted), None
+        except S2FError as reason:
+            cost, uncounted = None, str(reason)
         kernels = value.get("nodes", {}).get("kernel")
         terms = floor_of(cost, kernels, value["h2d"]["ms"] + value["d2h"]["ms"], card)
         busy = value["ms"].get("graph_busy", {}).get("p50")
         found[name] = {
-            **cost,
+            "cost": cost,
+            "uncounted": uncounted,
             "kernels": kernels,
             "floor_ms": terms,
             "share_end_to_end": _share(terms["floor"], value["ms"]["end_to_end"]["p50"]),
@@ -109,20 +112,3 @@ def floors(parts: dict[str, JSON], counted: Counted) -> JSON:
 
 def _share(floor: float | None, measured: float | None) -> float | None:
     return round(floor / measured, 4) if floor is not None and measured else None
-
-
-def verdict(goal: str, limit: str, measured: Any, met: bool | None) -> JSON:
-    """One line of the verdicts; `met` None: not measured."""
-    return {
-        "goal": goal,
-        "limit": limit,
-        "measured": measured,
-        "verdict": "not measured" if met is None else "met" if met else "missed",
-    }
-
-
-def fastest(parts: dict[str, JSON], headline: list[Arm]) -> str | None:
-    """The faster of the headline's arms, by the median end to end."""
-    found = group(parts, "latency", "portraits")
-    times = {str(a): found[str(a)]["ms"]["end_to_end"]["p50"] for a in headline if "ms" in found.get(str(a), {})}
-    return min(times, key=lambda name: times[name]) if times else None

@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
@@ -59,8 +58,9 @@ def measure(job: Job, part: Part) -> None:
     _measure_card(job, part, cache)
     for group in groups(job.wanted.arms(), "precision", "batch"):
         arms = [arm for arm in group if ready.has([*arm.specs(), *arm.opened()])]
-        for arm in set(group) - set(arms):
-            part.put(PORTRAITS, str(arm), {"error": "its engines are not built"})
+        for arm in group:
+            if arm not in arms and str(arm) not in part.results.get(PORTRAITS, {}):
+                part.put(PORTRAITS, str(arm), {"error": "its engines are not built"})
         if arms:
             job.deadline.need(SECONDS, f"measuring {arms[0]} and the like")
             part.attempt("groups", str(arms[0]), lambda arms=arms: _measure_group(job, part, cache, arms))  # type: ignore[misc]
@@ -194,16 +194,12 @@ def _transfers(bench: Bench, painting: Painting) -> JSON:
 def _measure_stage(job: Job, bench: Bench, spec: EngineSpec) -> JSON:
     """One engine as a CUDA graph of its own: single launches, and the mean of several in a row."""
     single, timer = bench.single(spec), card.Timer(bench.cuda)
-    latent = job.bundle.manifest.latent
-    shape = (spec.batch, latent.channels, latent.height, latent.width)
     rng = np.random.default_rng(0)
-    inputs, _ = bench.tensors(spec)
-    values = {
-        name: np.zeros(tensor.shape, tensor.dtype) if tensor.dtype == "int32" else rng.standard_normal(tensor.shape)
-        for name, tensor in inputs.items()
-    }
-    values.update({name: rng.standard_normal(shape) for name in ("latent", "history") if name in inputs})
-    if "pcm" in inputs:
+    values = {}
+    for name, tensor in bench.tensors(spec)[0].items():
+        shape = [int(dim) for dim in tensor.shape]
+        values[name] = np.zeros(shape, np.int32) if tensor.dtype == "int32" else rng.standard_normal(shape)
+    if "pcm" in values:
         values["pcm"] = np.repeat(job.voices[0][None], spec.batch, axis=0)
     single.run(values)
     launch = bench.cuda.capture(single.enqueue)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from benchmarks.gpu.chain import Bench
 from benchmarks.gpu.parts import JSON, Part
 from benchmarks.gpu.plan import Arm, Job, Pcm, Ready, groups, noise_of, options_of, record_of, work_of
-from export.engines import psnr
+from export.trial import psnr
 from runtime.backends.base import Settings
 from runtime.backends.ort import OrtSession
 from runtime.backends.tensorrt_executor import TensorRTExecutor
@@ -207,4 +207,3 @@ def compare_portraits(job: Job, arm: Arm, executor: Executor, wanted: list[Image
         "mean_levels": round(float(np.mean([one.mean() for one in levels])), 4),
         "repeats": all(np.array_equal(a, b) for a, b in zip(found, draw(0), strict=False)),
     }
-

@@ -132,16 +132,17 @@ class Part:
         self.data["seconds"] = round(time.monotonic() - self._begin, 1)
         write_file(self.path, to_text(self.data).encode())
 
-    @contextlib.contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Keep warnings and errors that anything logs meanwhile, each once."""
-        handler = _Collector(self.data["log"])
-        root = logging.getLogger()
-        root.addHandler(handler)
-        try:
-            yield
-        finally:
-            root.removeHandler(handler)
+
+@contextlib.contextmanager
+def collected(lines: list[str] | None = None) -> Iterator[list[str]]:
+    """A list of the warnings and errors that anything logs meanwhile, each once."""
+    handler = _Collector([] if lines is None else lines)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield handler.lines
+    finally:
+        root.removeHandler(handler)
 
 
 class _Collector(logging.Handler):
@@ -151,17 +152,17 @@ class _Collector(logging.Handler):
 
     def __init__(self, lines: list[str]) -> None:
         super().__init__(logging.WARNING)
-        self._lines = lines
+        self.lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
         line = f"{record.name}: {record.getMessage()}"[:500]
-        if line not in self._lines and len(self._lines) < self.LIMIT:
-            self._lines.append(line)
+        if line not in self.lines and len(self.lines) < self.LIMIT:
+            self.lines.append(line)
 
 
 def run_part(part: Part, work: Callable[[Part], None]) -> str:
     """Do a piece's work and write down how it ended; returns the state. Passes on only what ends the process."""
-    with part.collecting():
+    with collected(part.data["log"]):
         try:
             work(part)
         except OutOfTime as reason:

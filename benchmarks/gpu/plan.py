@@ -20,9 +20,9 @@ from runtime.backends.tensorrt import package, place_here
 from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, Bundle, Manifest, read_bundle
 from runtime.cache import Cache
-from runtime.engines import ENGINES, PRECISIONS, EngineSpec, Prepared, engine_key
+from runtime.engines import ENGINES, MAX_BATCH, PRECISIONS, EngineSpec, Prepared, engine_key
 from runtime.errors import S2FError
-from runtime.executor import MAX_BATCH, Work
+from runtime.executor import Work
 from runtime.noise import seeded_noise
 from runtime.pipeline import shipped_bundle
 from runtime.specs import SAMPLE_RATE
@@ -30,7 +30,7 @@ from runtime.specs import SAMPLE_RATE
 logger = logging.getLogger(__name__)
 
 FORMS = ("stages", "pipeline")
-BATCHES = (1, 4, min(16, MAX_BATCH))
+BATCHES = (1, 4, MAX_BATCH)
 SUFFIXES = (".flac", ".wav")
 
 Pcm = npt.NDArray[np.float32]

@@ -146,7 +146,8 @@ class Canvas:
         self._image.copy_(image, non_blocking=True)
         if self._on_gpu:
             torch.cuda.synchronize()
-        return self._image[0].numpy().copy()
+        pixels: npt.NDArray[np.uint8] = self._image[0].numpy().copy()
+        return pixels
 
 
 def eager(painter: Painter, canvas: Canvas) -> Run:
@@ -156,7 +157,7 @@ def eager(painter: Painter, canvas: Canvas) -> Run:
 
 def captured(painter: Painter, canvas: Canvas) -> Run:
     """Eager once, captured into a CUDA graph, replayed."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(5):

@@ -25,8 +25,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-from benchmarks.gpu.arms import Maker, Way, here
-from benchmarks.gpu.parts import JSON, describe, plain
+from benchmarks.gpu.arms import Way, here
+from benchmarks.gpu.parts import JSON, collected, describe, plain
 from benchmarks.gpu.plan import Job, stopwatch, warm_up
 from runtime.doctor import package_versions
 from runtime.errors import BackendFailed
@@ -55,8 +55,11 @@ class Local:
             return probe(self._job.torch_device)
         name = request["way"]
         if request["do"] == "prepare":
-            self._ways[name] = _made(self._makers, name)
-            return self._ways[name].prepare()
+            if name not in self._makers:
+                raise BackendFailed(f"this interpreter has no way {name!r}")
+            self._ways[name] = self._makers[name]()
+            with collected() as log:
+                return {**self._ways[name].prepare(), "log": log}
         way = self._ways[name]
         warm_up(lambda: self._draw(way), request["warm"])
         return {"ms": stopwatch(lambda: self._draw(way), request["runs"], request["most"])}
@@ -70,12 +73,6 @@ class Local:
         for way in self._ways.values():
             way.close()
         self._ways.clear()
-
-
-def _made(makers: Mapping[str, Maker], name: str) -> Way:
-    if name not in makers:
-        raise BackendFailed(f"this interpreter has no way {name!r}")
-    return makers[name]()
 
 
 def versions() -> dict[str, str | None]:
