@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 from export.derive import derive
 from export.half import LARGEST, LAYOUT
 from export.simplify import element_types
+from export.trial import psnr
 from runtime.audio import load_speech
 from runtime.bundle import STAGES, Bundle, Manifest, read_bundle
 from runtime.errors import InvalidArgument, S2FError
@@ -40,12 +40,6 @@ SUFFIXES = (".flac", ".wav")
 ROUNDED, RAW = "_rounded", "_raw"
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-
-def psnr(image: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8]) -> float:
-    """Peak signal to noise ratio of 8-bit images, dB; 100 for equal ones."""
-    error = float(np.mean(np.square(image.astype(np.float64) - reference.astype(np.float64))))
-    return 100.0 if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def rounded(data: bytes) -> bytes:

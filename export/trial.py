@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -67,6 +68,6 @@ def _work(bundle: Bundle, steps: int) -> Work:
 
 
 def psnr(image: Image, reference: Image) -> float:
-    """Peak signal-to-noise ratio in dB of two images uint8 of one shape; infinite where they are equal."""
+    """Peak signal-to-noise ratio in dB of two images uint8 of one shape; 100 where they are equal."""
     error = float(np.mean((image.astype(np.float64) - reference) ** 2))
-    return float("inf") if error == 0 else 10 * float(np.log10(255**2 / error))
+    return 100.0 if error == 0 else 10 * math.log10(255**2 / error)

@@ -271,7 +271,7 @@ def test_steps_the_bundle_lacks(bundle: Bundle, cache: Cache, monkeypatch: pytes
 
 def test_psnr() -> None:
     a = np.zeros((2, 2, 3), np.uint8)
-    assert psnr(a, a) == float("inf")
+    assert psnr(a, a) == 100
     assert psnr(a, a + np.uint8(255)) == pytest.approx(0)
     assert psnr(a + np.uint8(1), a) == pytest.approx(48.13, abs=0.01)
 

@@ -64,11 +64,8 @@ class Painter(nn.Module):
         self.decoder = DecoderGraph(system).to(kind)
         self.steps, self.history, self.kind = steps, rows.history, kind
         low, high = system.prior_weights
-        self.options = nn.ParameterList()
-        if rows.history:
-            self.options.append(_fixed(torch.tensor([GUIDANCE], dtype=kind)))
-        elif low < high:
-            self.options.append(_fixed(torch.tensor([system.prior_weight], dtype=kind)))
+        value = GUIDANCE if rows.history else system.prior_weight if low < high else None
+        self.register_buffer("option", None if value is None else torch.tensor([value], dtype=kind))
         self.register_buffer("indices", torch.arange(steps)[:, None])
         self.requires_grad_(False)
         _leave_out_time(self.step)
@@ -77,11 +74,12 @@ class Painter(nn.Module):
         condition = self.voice(pcm)
         latent = noise.to(self.kind)
         history = torch.zeros_like(latent)
+        option = () if self.option is None else (self.option,)
         for index in cast("Tensor", self.indices).unbind():
             if self.history:
-                latent, history = self.step(latent, history, condition, index, *self.options)
+                latent, history = self.step(latent, history, condition, index, *option)
             else:
-                latent = self.step(latent, condition, index, *self.options)
+                latent = self.step(latent, condition, index, *option)
         return self.decoder(latent)  # type: ignore[no-any-return]
 
 
@@ -116,10 +114,6 @@ def _leave_out_time(step: Any) -> None:
     unet.get_time_embed = lambda sample, timestep: None
     unet.time_embedding = _Nothing()
     unet.class_embedding = None
-
-
-def _fixed(value: Tensor) -> nn.Parameter:
-    return nn.Parameter(value, requires_grad=False)
 
 
 class Canvas:
