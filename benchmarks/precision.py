@@ -26,13 +26,13 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 from export.derive import derive
 from export.half import LARGEST, LAYOUT
 from export.simplify import element_types
-from export.trial import psnr
 from runtime.audio import load_speech
 from runtime.bundle import STAGES, Bundle, Manifest, read_bundle
 from runtime.errors import InvalidArgument, S2FError
 from runtime.noise import seeded_noise
 from runtime.output import check_writable, write_file
 from runtime.pipeline import shipped_bundle
+from runtime.portrait import psnr
 
 VOICES = 64
 RANGE_VOICES = 8  # that many are asked for every tensor

@@ -13,8 +13,6 @@ which would round fp32 without a word, is off everywhere.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 import logging
 from collections.abc import Callable
@@ -23,7 +21,8 @@ from typing import Any
 import onnx
 
 from export.simplify import element_types
-from runtime.backends.tensorrt import make_logger, release
+from runtime.backends.cuda import install_cure
+from runtime.backends.tensorrt import make_logger, package, release
 from runtime.errors import BackendFailed, BackendMissing, DeviceOutOfMemory
 
 logger = logging.getLogger(__name__)
@@ -36,30 +35,23 @@ ALWAYS_STRONGLY_TYPED_SINCE = (11, 0)
 class BuildOptions:
     """`workspace_mib`: limit of scratch memory while tactics are tried. `optimisation`: 0 to 5, 3 where not told.
 
-    `lean`: a version-compatible engine for `tensorrt_lean`, without code of the host in it. `half`: the graph holds
-    float16, which 8.6 must be told. `detailed`: keep what `layers` reports.
+    `lean`: a version-compatible engine for `tensorrt_lean`, without code of the host in it. `detailed`: keep what
+    `layers` reports.
     """
 
     workspace_mib: int = 1024
     optimisation: int = 3
     lean: bool = False
-    half: bool = True
     detailed: bool = False
 
 
 def builder_package() -> Any:
-    """The module `tensorrt`. Raises BackendMissing: `tensorrt_lean` only runs engines."""
-    if importlib.util.find_spec("tensorrt") is None:
-        raise BackendMissing(
-            'Building engines needs the package tensorrt. Run: pip install "s2f-edge[trt]" (a Jetson has it from '
-            "JetPack, see docs/jetson.md)"
-        )
-    try:
-        module: Any = importlib.import_module("tensorrt")
-    except Exception as error:  # the package loads its libraries at import and raises whatever that raises
-        raise BackendMissing(f"tensorrt is installed but cannot be imported: {error}. Run: s2f doctor") from error
+    """The module `tensorrt`. Raises BackendMissing, also for `tensorrt_lean`, which only runs engines."""
+    module = package()
     if not hasattr(module, "Builder"):
-        raise BackendMissing("The package tensorrt here only runs engines. Install the full one; see docs/tensorrt.md")
+        raise BackendMissing(
+            f"{module.__name__} only runs engines; building needs the package tensorrt. {install_cure()}"
+        )
     return module
 
 
@@ -95,32 +87,44 @@ class Builder:
         config = builder.create_builder_config()
         self._configure(config, options)
         if self._release < STRONGLY_TYPED_SINCE:
-            self._tell_types(network, config, data, half=options.half)
+            self._tell_types(network, config, data)
         cache = config.create_timing_cache(timings)
-        if not config.set_timing_cache(cache, False):
+        if cache is None or not config.set_timing_cache(cache, False):
             logger.info("the timing cache of earlier builds does not fit and is begun anew")
             config.set_timing_cache(config.create_timing_cache(b""), False)
-        if hasattr(trt, "IProgressMonitor"):
-            config.progress_monitor = _monitor(trt, progress)
-        plan = builder.build_serialized_network(network, config)
+        return self._run(builder, network, config, progress), bytes(config.get_timing_cache().serialize())
+
+    def _run(self, builder: Any, network: Any, config: Any, progress: Callable[[str, int, int], None]) -> bytes:
+        """The build itself. What interrupts it, such as Ctrl-C, is raised once TensorRT has let go."""
+        interrupted: list[BaseException] = []
+        if hasattr(self._trt, "IProgressMonitor"):
+            config.progress_monitor = _monitor(self._trt, progress, interrupted)
+        try:
+            plan = builder.build_serialized_network(network, config)
+        except RuntimeError as error:
+            raise BackendFailed(f"TensorRT {self._trt.__version__} failed while it built: {error}") from error
+        if interrupted:
+            raise interrupted[0]
         if plan is None:
             raise self._failure("cannot build the engine")
-        return bytes(plan), bytes(config.get_timing_cache().serialize())
+        return bytes(plan)
 
-    def layers(self, engine: bytes) -> Any:
+    def layers(self, plan: bytes) -> Any:
         """What TensorRT says of each layer of an engine built with `detailed`: plain JSON values."""
         trt = self._trt
-        loaded = trt.Runtime(self.logger).deserialize_cuda_engine(engine)
-        if loaded is None:
+        engine = trt.Runtime(self.logger).deserialize_cuda_engine(plan)
+        if engine is None:
             raise self._failure("cannot read the engine back")
-        inspector = loaded.create_engine_inspector()
+        inspector = engine.create_engine_inspector()
         return json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def _flags(self) -> int:
-        names = self._trt.NetworkDefinitionCreationFlag
+        trt = self._trt
         if self._release < STRONGLY_TYPED_SINCE:
-            return 1 << int(names.EXPLICIT_BATCH)
-        return 0 if self._release >= ALWAYS_STRONGLY_TYPED_SINCE else 1 << int(names.STRONGLY_TYPED)
+            return 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+        if self._release < ALWAYS_STRONGLY_TYPED_SINCE:
+            return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        return 0
 
     def _configure(self, config: Any, options: BuildOptions) -> None:
         trt = self._trt
@@ -133,7 +137,7 @@ class Builder:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
             config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
 
-    def _tell_types(self, network: Any, config: Any, data: bytes, *, half: bool) -> None:
+    def _tell_types(self, network: Any, config: Any, data: bytes) -> None:
         """8.6: layers compute in the type their inputs have in the graph, and give what the graph says.
 
         cuBLAS and cuDNN are left out as sources of kernels: 8.6 alone would need these libraries, and no release since.
@@ -141,11 +145,11 @@ class Builder:
         trt = self._trt
         sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)
         config.set_tactic_sources(sum(1 << int(source) for source in sources))
-        if not half:
+        types = _float_types(data, trt)
+        if trt.float16 not in types.values():
             return
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
-        types = _float_types(data, trt)
         for index in range(network.num_layers):
             _tell_layer(network.get_layer(index), types, trt)
 
@@ -181,9 +185,11 @@ def _tell_layer(layer: Any, types: dict[str, Any], trt: Any) -> None:
         layer.precision = computed
 
 
-def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
+def _monitor(trt: Any, progress: Callable[[str, int, int], None], interrupted: list[BaseException]) -> Any:
+    """A progress monitor that hands on to `progress`; what that raises ends the build and lies in `interrupted`."""
+
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a class known at run time only
-        """Called from TensorRT's threads."""
+        """Called from TensorRT's threads, through C++, which must not see an exception."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -193,8 +199,11 @@ def _monitor(trt: Any, progress: Callable[[str, int, int], None]) -> Any:
             self._steps[phase_name] = num_steps
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            progress(phase_name, step + 1, self._steps.get(phase_name, 0))
-            return True
+            try:
+                progress(phase_name, step + 1, self._steps.get(phase_name, 0))
+            except BaseException as error:  # noqa: BLE001 - see above
+                interrupted.append(error)
+            return not interrupted
 
         def phase_finish(self, phase_name: str) -> None:
             self._steps.pop(phase_name, None)

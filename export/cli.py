@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"s2f-export: error [{error.code}]: {error}\n")
         return error.code
     except OSError as error:  # files and folders that no check foresaw
-        sys.stderr.write(f"s2f-export: error [{OutputUnwritable.code}]: {error}; choose another folder with -o\n")
+        cure = "" if engines else "; choose another folder with -o"
+        sys.stderr.write(f"s2f-export: error [{OutputUnwritable.code}]: {error}{cure}\n")
         return OutputUnwritable.code
     except KeyboardInterrupt:
         done = "engines finished before are kept" if engines else "no bundle was written"

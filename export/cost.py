@@ -43,7 +43,7 @@ POINTWISE = frozenset(
         *("Abs", "Add", "And", "BatchNormalization", "Cast", "Ceil", "Clip", "Cos", "Div", "Elu", "Equal", "Erf"),
         *("Exp", "Floor", "Gelu", "Greater", "HardSigmoid", "HardSwish", "LeakyRelu", "Less", "Log", "Max", "Min"),
         *("Mul", "Neg", "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin"),
-        *("Softplus", "Sqrt", "Sub", "Tanh", "Where"),
+        *("Softplus", "Sqrt", "Sub", "Sum", "Tanh", "Where"),
     )
 )
 SHAPES_AND_INDICES = frozenset({"int64", "bool"})  # constants of these types end up in parameters, not in weights

@@ -26,7 +26,7 @@ from export import fuse, simplify
 from export.half import to_half
 from export.lint import MAX_IR_VERSION, OPSET
 from runtime.bundle import STAGES, Bundle, StepTable
-from runtime.engines import GRAPHS, MAX_BATCH, PRECISIONS
+from runtime.engines import GRAPHS, MAX_ENGINE_BATCH, PRECISIONS
 from runtime.errors import BackendFailed, InvalidArgument
 
 STATE = ("latent", "history")
@@ -36,9 +36,9 @@ BROKEN = (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.Infere
 def derive(bundle: Bundle, graph: str, *, batch: int, steps: int = 0, precision: str = "fp16") -> bytes:
     """The ONNX file of one of GRAPHS for a fixed batch; the same bundle and arguments give the same bytes.
 
-    `batch`: 1..MAX_BATCH. `steps`: for the pipeline, one of the bundle's step tables. `precision`: "fp32", or "fp16"
-    for the mixture of `export.half`. Raises InvalidArgument, StepsUnavailable, and BackendFailed if the bundle's graphs
-    are not what this release exports.
+    `batch`: 1..MAX_ENGINE_BATCH. `steps`: for the pipeline, one of the bundle's step tables. `precision`: "fp32", or
+    "fp16" for the mixture of `export.half`. Raises InvalidArgument, StepsUnavailable, and BackendFailed if the bundle's
+    graphs are not what this release exports.
     """
     _check_arguments(graph, batch, steps, precision)
     table = bundle.manifest.table(steps) if graph == "pipeline" else None
@@ -62,8 +62,8 @@ def _check_arguments(graph: str, batch: int, steps: int, precision: str) -> None
     for name, value, known in (("graph", graph, GRAPHS), ("precision", precision, PRECISIONS)):
         if value not in known:
             raise InvalidArgument(f"{name} is {value!r:.40}. Choose one of {', '.join(known)}.")
-    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
-        raise InvalidArgument(f"batch must be a whole number in 1..{MAX_BATCH}, not {batch!r:.40}.")
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_ENGINE_BATCH:
+        raise InvalidArgument(f"batch must be a whole number in 1..{MAX_ENGINE_BATCH}, not {batch!r:.40}.")
     if graph != "pipeline" and steps != 0:
         raise InvalidArgument(
             f"steps is {steps!r:.40}, but the graph {graph} is the same for any number. Leave it out."

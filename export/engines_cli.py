@@ -15,6 +15,7 @@ from runtime.cache import Cache
 from runtime.engines import PRECISIONS
 from runtime.errors import BackendMissing, InvalidArgument
 from runtime.output import check_writable
+from runtime.pipeline import shipped_bundle
 
 if TYPE_CHECKING:
     from export.engines import Request
@@ -29,16 +30,20 @@ def parser() -> argparse.ArgumentParser:
         epilog="The same command goes on where it was broken off. The engines serve the bundle from then on.",
     )
     add = made.add_argument
-    add("bundle", metavar="BUNDLE", type=Path, help="folder of the bundle")
-    add("--device", choices=tuple(PRESETS), help="preset; default: the one that fits this device")
-    add("--batch", metavar="N,…", help="batch sizes, such as 1,4")
+    add("bundle", nargs="?", metavar="BUNDLE", type=Path, help="folder of the bundle; default: the shipped demo")
+    add(
+        "--device",
+        choices=tuple(PRESETS),
+        help="limits of this preset instead of the one that fits; engines are always for the GPU that is here",
+    )
+    add("--batch", metavar="N,…", help="batch sizes, such as 1,4 (default: the preset's; 1 is always built)")
     add("--steps", metavar="N,…", help="step counts to build the whole pipeline for (default: the bundle's default)")
-    add("--forms", metavar="F,…", help=f"of {','.join(FORMS)}; the stages are always built")
-    add("--precision", choices=PRECISIONS, help="of the graphs the engines are made of")
-    add("--workspace", type=int, metavar="MIB", help="limit of scratch memory while building")
+    add("--forms", metavar="F,…", help=f"of {','.join(FORMS)} (default: the preset's); the stages are always built")
+    add("--precision", choices=PRECISIONS, help="of the graphs the engines are made of (default: the preset's, fp16)")
+    add("--workspace", type=int, metavar="MIB", help="limit of scratch memory while building (default: the preset's)")
     add("--optimisation", type=int, metavar="0-5", help="how long to look for fast kernels; TensorRT's default is 3")
     add("--lean", action="store_true", help="version-compatible engines for the run-only package tensorrt_lean")
-    add("--report", type=Path, metavar="FILE", help="write what TensorRT says of every layer, as JSON; builds all anew")
+    add("--report", type=Path, metavar="FILE", help="write what TensorRT says of every layer, as JSON")
     add("-v", "--verbose", action="store_true", help="also say what TensorRT says")
     return made
 
@@ -46,16 +51,17 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> str:
     """Build; returns what is to be shown at the end. Raises what `export.engines.build` raises, InvalidArgument."""
     try:
-        from export.engines import build, builder_package
+        from export.adaptor import builder_package
+        from export.engines import build
     except ImportError as error:
-        raise BackendMissing(f"s2f-export engines needs {error.name}. Run: pip install 's2f-edge[trt]'") from error
+        raise BackendMissing(f"s2f-export engines needs {error.name}. Run: pip install {error.name}") from error
 
     builder_package()
-    bundle = read_bundle(arguments.bundle)
+    bundle = read_bundle(arguments.bundle or shipped_bundle())
     if arguments.report is not None:
         check_writable(arguments.report)
     build(bundle, _request(arguments, bundle), Cache.default(), _tell, report=arguments.report)
-    return f"{arguments.bundle}: engines for {bundle.manifest.name} are in {Cache.default().folder}\n"
+    return f"{bundle.path}: engines for {bundle.manifest.name} are in {Cache.default().folder}\n"
 
 
 def _request(arguments: argparse.Namespace, bundle: Bundle) -> Request:
@@ -73,6 +79,8 @@ def _request(arguments: argparse.Namespace, bundle: Bundle) -> Request:
         workspace_mib=chosen.workspace_mib if arguments.workspace is None else arguments.workspace,
         optimisation=chosen.optimisation if arguments.optimisation is None else arguments.optimisation,
     )
+    if "pipeline" not in forms and arguments.steps is not None:
+        raise InvalidArgument("--steps is for the form pipeline, which --forms or the preset leaves out; add it there")
     request = Request.of(chosen, bundle)
     options = dataclasses.replace(request.options, lean=arguments.lean, detailed=arguments.report is not None)
     steps = request.steps if arguments.steps is None else _numbers("--steps", arguments.steps)

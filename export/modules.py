@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from export.attention import VoiceMatrices, split_matrices
-from export.lean import PixelShuffle, Row, RowTable, lean_denoiser, replace
+from export.denoiser import PixelShuffle, Row, RowTable, lean_denoiser, replace
 from runtime.bundle import takes_history
 from training.checkpoint import System
 from training.prior_shift import prior_shift

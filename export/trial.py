@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from runtime.backends.base import Settings
 from runtime.bench import synthetic_speech
@@ -16,11 +14,49 @@ from runtime.bundle import Bundle
 from runtime.errors import BackendFailed, S2FError
 from runtime.executor import Clock, Executor, Image, StepwiseExecutor, Work
 from runtime.machine import usable_cores
+from runtime.portrait import ALIKE_DB, psnr
+from runtime.prepare import Tell
 
-Tell = Callable[[str], None]
-
-ALIKE_DB = 30.0  # PSNR of a portrait to ONNX Runtime's on the CPU, under which something else is computed
 RUNS = 20
+
+
+Trials: TypeAlias = "list[tuple[Work, list[Image] | None]]"
+
+
+def trials(bundle: Bundle, batches: Sequence[int], tell: Tell) -> Trials:
+    """What to draw: every number of steps, and every batch size at the default. With it ONNX Runtime's portraits on the
+    CPU; None, and the reason told, where it is not installed.
+    """
+    manifest = bundle.manifest
+    works = [_work(bundle, steps) for steps in manifest.step_tables]
+    works += [_work(bundle, manifest.default_steps, batch) for batch in batches if batch > 1]
+    try:
+        from runtime.backends.ort import OrtSession
+
+        executor = StepwiseExecutor(bundle, OrtSession, Settings("cpu", usable_cores()))
+    except S2FError as reason:
+        tell(f"not compared with the CPU: {reason}")
+        return [(work, None) for work in works]
+    with contextlib.closing(executor):
+        return [(work, executor.paint(work, Clock())) for work in works]
+
+
+def try_out(name: str, executor: Executor, wanted: Trials, tell: Tell) -> None:
+    """Draw the trials and hold them against the CPU's portraits. Raises BackendFailed where they are others."""
+    alike: list[float] = []
+    for work, references in wanted:
+        drawn = executor.paint(work, Clock())
+        alike += [psnr(*pair) for pair in zip(drawn, references or (), strict=references is not None)]
+    if not alike:
+        return
+    worst = min(alike)
+    tell(f"{name}: PSNR to ONNX Runtime on the CPU at least {worst:.1f} dB")
+    if worst < ALIKE_DB:
+        raise BackendFailed(
+            f"What was prepared ({name}) draws something else than ONNX Runtime on the CPU: {worst:.1f} dB PSNR, "
+            f"{ALIKE_DB:g} are needed; nothing was recorded. Use --precision fp32 (s2f-export engines), and please "
+            "report it"
+        )
 
 
 def is_no_slower(bundle: Bundle, fused: Executor, chained: Executor, steps: int, tell: Tell) -> bool:
@@ -37,37 +73,8 @@ def is_no_slower(bundle: Bundle, fused: Executor, chained: Executor, steps: int,
     return one <= three
 
 
-def compare(bundle: Bundle, executors: Sequence[Executor], tell: Tell) -> None:
-    """Hold portraits of every number of steps against ONNX Runtime's on the CPU, where it is. Raises BackendFailed."""
-    try:
-        from runtime.backends.ort import OrtSession
-
-        reference = StepwiseExecutor(bundle, OrtSession, Settings("cpu", usable_cores()))
-    except S2FError as reason:
-        tell(f"not compared with the CPU: {reason}")
-        return
-    with contextlib.closing(reference):
-        for steps in bundle.manifest.step_tables:
-            work = _work(bundle, steps)
-            wanted = reference.paint(work, Clock())[0]
-            worst = min(psnr(executor.paint(work, Clock())[0], wanted) for executor in executors)
-            tell(f"{steps} steps: PSNR to ONNX Runtime on the CPU {worst:.1f} dB")
-            if worst < ALIKE_DB:
-                raise BackendFailed(
-                    f"What was prepared draws something else than ONNX Runtime on the CPU: {worst:.1f} dB PSNR at "
-                    f"{steps} steps, {ALIKE_DB:g} are needed; nothing was recorded. Use --precision fp32 "
-                    "(s2f-export engines), and please report it"
-                )
-
-
-def _work(bundle: Bundle, steps: int) -> Work:
-    """One portrait of a synthetic voice, all options at their defaults."""
+def _work(bundle: Bundle, steps: int, batch: int = 1) -> Work:
+    """A synthetic voice with as many seeds, all options at their defaults."""
     manifest = bundle.manifest
     options = {"guidance": manifest.guidance.default, "prior_weight": manifest.prior.weight}
-    return Work(synthetic_speech()[None], [0], manifest.table(steps), options)
-
-
-def psnr(image: Image, reference: Image) -> float:
-    """Peak signal-to-noise ratio in dB of two images uint8 of one shape; 100 where they are equal."""
-    error = float(np.mean((image.astype(np.float64) - reference) ** 2))
-    return 100.0 if error == 0 else 10 * math.log10(255**2 / error)
+    return Work(synthetic_speech()[None], list(range(batch)), manifest.table(steps), options)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from . import __version__
 from .audio import load_speech
-from .backends import Settings
+from .backends import Settings, tensorrt
 from .bundle import read_bundle, read_manifest
 from .doctor import package_versions
 from .errors import BackendFailed, InvalidArgument
@@ -207,7 +207,7 @@ def _stages(timings: Timings) -> dict[str, float]:
 
 def _cold(folder: Path, settings: Settings, steps: int | None) -> dict[str, list[float]]:
     """Fresh processes: the import alone, with everything a call needs, and from the shell to a saved PNG."""
-    backend = "tensorrt" if settings.device == "tensorrt" else "onnxruntime"
+    backend = tensorrt.package().__name__ if settings.device == "tensorrt" else "onnxruntime"
     everything = f"runtime.pipeline, {backend}, soundfile, soxr, PIL.Image"
     times = {
         "import_runtime": [float(_python("-c", _IMPORT.format("runtime"))) for _ in range(IMPORTS)],

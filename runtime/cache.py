@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import stat
 import time
@@ -24,11 +23,10 @@ from typing import Any, TypeAlias
 
 from .errors import OutputUnwritable
 
-logger = logging.getLogger(__name__)
-
 MAGIC = "s2f-cache-1"
 MAX_HEADER_BYTES = 64 * 1024
 MAX_ENTRY_BYTES = 4 * 1024**3
+TEMPORARY, STALE_SECONDS = ".new-", 3600
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # Not following links, not waiting for a pipe's writer; Windows has neither, and opens as text unless told.
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -72,23 +70,24 @@ class Cache:
         except OSError as error:
             raise Refused(f"{path} cannot be opened: {error.strerror or error}") from None
         try:
-            _trust(os.fstat(descriptor), path, folder=False)
+            info = os.fstat(descriptor)
+            _trust(info, path, folder=False)
+            if info.st_size > MAX_ENTRY_BYTES:
+                raise Refused(f"{path} has {info.st_size} bytes, more than an entry may have")
         except Refused:
             os.close(descriptor)
             raise
         with os.fdopen(descriptor, "rb") as file:
-            return _checked(file.readline(MAX_HEADER_BYTES), file.read(MAX_ENTRY_BYTES), key, path)
+            return _checked(file.readline(MAX_HEADER_BYTES), file.read(info.st_size), key, path)
 
     def write(self, kind: str, key: Key, data: bytes) -> Path:
         """Put an entry in its place, whole or not at all; replaces the old one. Raises OutputUnwritable."""
         path = self.path(kind, key)
         header = {"magic": MAGIC, "key": dict(key), "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-        temporary = path.parent / f".{path.stem}.{os.getpid()}.{os.urandom(4).hex()}"
+        temporary = path.parent / f"{TEMPORARY}{os.urandom(8).hex()}"
         try:
             self._make_folders(path.parent)
-            for left in path.parent.glob(f".{path.stem}.*"):  # of a process that was killed
-                if left.stat().st_mtime < time.time() - 3600 or not _alive(left):
-                    left.unlink(missing_ok=True)
+            _sweep(path.parent)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(json.dumps(header, sort_keys=True).encode() + b"\n")
@@ -138,24 +137,28 @@ class Cache:
             except BlockingIOError:
                 waiting()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
+            except OSError as error:  # a file system without locks
+                raise OutputUnwritable(
+                    f"The file system of {path} has no locks: {error.strerror or error}. Name another folder in "
+                    "S2F_CACHE."
+                ) from error
             yield
         finally:
             os.close(descriptor)
 
     def _make_folders(self, folder: Path) -> None:
-        """Folders of our own, 0700. One that others could write loses what lies in it: they may have put it there."""
+        """Folders of our own, 0700; one that others may write is refused, for its owner to look at.
+
+        Nothing in such a folder is touched: S2F_CACHE may name any place. What others put there belongs to them and is
+        refused entry by entry, so that taking their right to write is enough.
+        """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         for one in (self.folder, folder):
             one.mkdir(mode=0o700, exist_ok=True)
             try:
                 _trust(one.lstat(), one, folder=True)
             except Refused as reason:
-                info = one.lstat()
-                if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
-                    raise OSError(None, str(reason)) from None
-                logger.warning("%s: its entries are removed and its rights set to 0700", reason)
-                _empty(one)
-                one.chmod(0o700)
+                raise OSError(None, f"{reason}; run `chmod go-w {one}` if it is yours") from None
 
 
 def _digest(key: Key) -> str:
@@ -193,20 +196,9 @@ def _checked(head: bytes, data: bytes, key: Key, path: Path) -> bytes:
     return data
 
 
-def _alive(left: Path) -> bool:
-    """Whether the process that began this temporary file still runs."""
-    try:
-        os.kill(int(left.name.split(".")[2]), 0)
-    except (ValueError, IndexError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _empty(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
-        else:
-            path.unlink()
+def _sweep(folder: Path) -> None:
+    """Remove what writers that were killed left half-written, once nobody can still be writing it."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed or swept by another process just now
+            if left.stat().st_mtime < time.time() - STALE_SECONDS:
+                left.unlink()

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import BackendMissing, InvalidArgument, OutputUnwritable, S2FError
+from .errors import BackendFailed, BackendMissing, InvalidArgument, OutputUnwritable, S2FError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .bundle import Bundle
     from .pipeline import Pipeline
     from .portrait import Portrait
 
@@ -76,6 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_generate(add("generate", _generate, "draw portraits from speech"))
     prepare = add("prepare", _prepare, "make ready what a device needs before it draws, such as TensorRT's engines")
+    prepare.epilog = (
+        "tensorrt: builds the engines for this GPU, which takes a while; generate never builds. cuda: makes a fused "
+        "graph in half precision, used if it is faster here. What is made lies in the user's cache, or in the folder "
+        f"S2F_CACHE, and serves from then on. {EXIT}"
+    )
     info = add("info", _info, "show what a bundle is")
     verify = add("verify", _verify, "check a bundle: contract, sizes, hashes, graphs, one portrait")
     doctor = add("doctor", _doctor, "show which devices work here, which would be used and why not the others")
@@ -248,20 +257,43 @@ def _limits(default: float, low: float, high: float) -> str:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    """Contract, sizes and hashes, then the graphs on a device and one portrait of a synthetic voice."""
+    """Contract, sizes and hashes, then the graphs on a device, portraits of a synthetic voice, and the CPU's beside."""
     from .bench import synthetic_speech
     from .bundle import read_bundle
     from .pipeline import Pipeline, settings_for, shipped_bundle
 
-    bundle = read_bundle(arguments.bundle or shipped_bundle())
+    bundle, voice = read_bundle(arguments.bundle or shipped_bundle()), (synthetic_speech(), 16000)
     sys.stdout.write(f"{bundle.manifest.name} {bundle.identity}\n")
     sys.stdout.write("manifest, sizes, sha256, no external data: good\n")
     with Pipeline(bundle, settings_for(bundle.manifest, arguments.device, arguments.threads)) as pipeline:
         sys.stdout.write(f"graphs open on {pipeline.device} with the tensors of the manifest: good\n")
-        for steps in sorted(bundle.manifest.step_tables):
-            pipeline.generate((synthetic_speech(), 16000), steps=steps)
+        drawn = {n: pipeline.generate(voice, steps=n).image for n in sorted(bundle.manifest.step_tables)}
+        for steps in drawn:
             sys.stdout.write(f"a portrait in {steps} steps: good\n")
+    if pipeline.device != "cpu":
+        _compare_with_cpu(bundle, drawn)
     return 0
+
+
+def _compare_with_cpu(bundle: Bundle, drawn: dict[int, npt.NDArray[np.uint8]]) -> None:
+    """Another device's portraits of the synthetic voice, by steps, beside the CPU's. Raises BackendFailed."""
+    from .bench import synthetic_speech
+    from .pipeline import Pipeline, settings_for
+    from .portrait import ALIKE_DB, psnr
+
+    try:
+        settings = settings_for(bundle.manifest, "cpu")
+    except BackendMissing as reason:
+        sys.stdout.write(f"not compared with the CPU: {reason}\n")
+        return
+    with Pipeline(bundle, settings) as cpu:
+        worst = min(psnr(image, cpu.generate((synthetic_speech(), 16000), steps=n).image) for n, image in drawn.items())
+    sys.stdout.write(f"PSNR to the CPU at least {worst:.1f} dB\n")
+    if worst < ALIKE_DB:
+        raise BackendFailed(
+            f"This device draws something else than the CPU: {worst:.1f} dB PSNR, {ALIKE_DB:g} are needed. Prepare it "
+            "anew, with --precision fp32 where it is tensorrt (s2f-export engines), and please report it"
+        )
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

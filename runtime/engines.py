@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from .bundle import STAGES, Manifest, TensorSpec
@@ -21,10 +22,10 @@ GRAPHS = (*STAGES, "pipeline")
 PRECISIONS = ("fp16", "fp32")
 OPTIONS = ("guidance", "prior_weight")
 
-MAX_BATCH = 16
+MAX_ENGINE_BATCH = 16
 """Portraits an engine may draw at once."""
 
-RECIPE = 1
+RECIPE = 2
 """Rises when `export.derive` makes other graphs of the same bundle, so that engines of the old ones are not used."""
 
 
@@ -61,12 +62,13 @@ class Prepared:
 
     `batches`: the batch sizes with engines of all three stages, rising, 1 among them; none for a backend that runs the
     bundle's own stages. `pipelines`: (batch, steps) of the whole-pipeline engines that were made and measured to be no
-    slower than the chain of stages.
+    slower than the chain of stages. `options`: how the engines were built, which is part of their keys.
     """
 
     precision: str
     batches: tuple[int, ...]
     pipelines: tuple[tuple[int, int], ...]
+    options: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
 
     def engines(self) -> Iterator[EngineSpec]:
         """All engines this record counts on."""
@@ -102,12 +104,15 @@ def _static(tensor: TensorSpec, batch: int) -> TensorSpec:
     return TensorSpec(tensor.name, "int32" if tensor.dtype == "int64" else tensor.dtype, shape)
 
 
-def engine_key(manifest: Manifest, place: Place, spec: EngineSpec) -> dict[str, Any]:
-    """The cache key of an engine."""
+def engine_key(
+    manifest: Manifest, place: Place, spec: EngineSpec, options: Mapping[str, str | int] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The cache key of an engine; `options` as in `Prepared`."""
     stages = STAGES if spec.graph == "pipeline" else (spec.graph,)
     return {
         **_base(place),
         **dataclasses.asdict(spec),
+        "options": dict(options),
         "sources": {name: manifest.stages[name].sha256 for name in stages},
         "first_row": manifest.step_tables[spec.steps].first_row if spec.steps else None,
     }
@@ -128,7 +133,7 @@ def read_record(cache: Cache, manifest: Manifest, place: Place) -> Prepared | No
         value = json.loads(data)
         batches = tuple(int(batch) for batch in value["batches"])
         pipelines = tuple((int(batch), int(steps)) for batch, steps in value["pipelines"])
-        record = Prepared(str(value["precision"]), batches, pipelines)
+        record = Prepared(str(value["precision"]), batches, pipelines, dict(value["options"]))
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"the record of what was prepared is not readable ({type(error).__name__})") from None
     return record

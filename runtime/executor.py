@@ -2,7 +2,7 @@
 
 An executor has the graphs of one bundle open on one device. The stepwise one runs three sessions and drives the loop
 from the host, on any backend that opens single graphs; a device that can do better has an executor of its own
-(`runtime.backends.tensorrt`: the whole portrait in one launch).
+(`runtime.backends.tensorrt_executor`: the whole portrait in one launch).
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def portrait(pixels: Image) -> Image:
     """
     if pixels.min() == pixels.max():
         raise BackendFailed(
-            "The device drew one flat colour, as it does where numbers leave the range of fp16. Run "
-            "`s2f-export engines BUNDLE --precision fp32`, or use another device, and please report it"
+            "The device drew one flat colour, as it does where numbers leave the range of fp16. Use --device cpu, or "
+            "for tensorrt run `s2f-export engines BUNDLE --precision fp32`, and please report it"
         )
     return np.array(pixels)
 

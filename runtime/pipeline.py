@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,13 @@ import numpy as np
 from .audio import Speech, load_speech
 from .backends import Settings, open_executor, select
 from .bundle import Bundle, Manifest, StepTable, read_bundle
-from .errors import BundleNotFound, Closed, InvalidArgument
+from .errors import BackendFailed, BundleNotFound, Closed, InvalidArgument
 from .executor import Clock, Executor, Work
 from .machine import usable_cores
 from .noise import MAX_SEED
 from .portrait import Portrait
 
 if TYPE_CHECKING:
-    import os
     from types import TracebackType
 
 MAX_THREADS = 256
@@ -65,6 +65,7 @@ class Pipeline:
         self.identity: str = bundle.identity
         self.device: str = settings.device
         self.threads: int = settings.threads
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._executor: Executor | None = open_executor(bundle, settings)
 
@@ -113,11 +114,12 @@ class Pipeline:
     ) -> Portrait | list[Portrait]:
         """Draw a portrait for a speech, or a list of portraits for a list of speeches, of seeds, or of both.
 
-        `speech`: a path, the bytes of a file or (array, rate); see `runtime.audio`. `seed`: 0..2**63 − 1; the same seed
-        gives the same bytes on one machine. One speech with several seeds is encoded once; a list of speeches with one
-        seed uses it for each; two lists are paired and must be equally long. `steps`: one of the bundle's step tables;
-        `guidance` (how much the voice counts) and `prior_weight` (how much the average face does): within the bundle's
-        range, which may be a single value; None takes the bundle's default. `window`: "start", "centre", "loudest".
+        `speech`: a path, the bytes of a file or (array, rate); see `runtime.audio`. `seed`: 0..2**63 − 1; the same call
+        gives the same bytes on one machine, until it is prepared anew. One speech with several seeds is encoded once; a
+        list of speeches with one seed uses it for each; two lists are paired and must be equally long. `steps`: one of
+        the bundle's step tables; `guidance` (how much the voice counts) and `prior_weight` (how much the average face
+        does): within the bundle's range, which may be a single value; None takes the bundle's default. `window`:
+        "start", "centre", "loudest".
 
         If one speech of a list is bad the call fails as a whole. Raises the AudioXxx errors, InvalidArgument,
         StepsUnavailable, BackendFailed, DeviceOutOfMemory, Closed.
@@ -143,6 +145,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Give memory and threads back, after a call in progress. Closing twice is harmless."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             executor, self._executor = self._executor, None
             if executor is not None:
@@ -171,6 +175,10 @@ class Pipeline:
         return count, manifest.table(count), chosen
 
     def _check_open(self) -> Executor:
+        if os.getpid() != self._process:  # its threads, the GPU's memory and maybe a held lock stayed behind
+            raise BackendFailed(
+                "The pipeline was loaded before this process was forked off. Load the bundle in this process."
+            )
         if self._executor is None:
             raise Closed("The pipeline is closed. Load the bundle again.")
         return self._executor
@@ -249,7 +257,7 @@ def generate(
     the only thing this package keeps. Use `load` to decide yourself how long it lives.
     """
     global _default  # noqa: PLW0603 - the one cache, documented above
-    key = (None if bundle is None else str(Path(bundle).absolute()), device, threads)
+    key = (None if bundle is None else str(Path(bundle).absolute()), device, threads, os.getpid())
     with _default_lock:
         if _default is None or _default[0] != key:
             _default = (

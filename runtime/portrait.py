@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -104,6 +105,16 @@ class Portrait:
     def encode(self, format: str = "png") -> bytes:  # noqa: A002 - Pillow's word
         """The bytes of an image file: "png" (exact), "jpeg" or "webp" (quality 95). Raises InvalidArgument."""
         return encode_marked(self.image, format, facts=self.facts)
+
+
+ALIKE_DB = 35.0
+"""PSNR to another device's portrait, under which a device draws something else."""
+
+
+def psnr(image: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB of two images uint8 of one shape; 100 where they are equal."""
+    error = float(np.mean((image.astype(np.float64) - reference) ** 2))
+    return 100.0 if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def save_marked(

@@ -11,7 +11,7 @@ from importlib import metadata
 
 from .backends import DEVICES, available
 from .bundle import Bundle
-from .errors import BackendMissing, DeviceUnavailable
+from .errors import BackendMissing, DeviceUnavailable, S2FError
 
 GROUP = "s2f.prepare"
 
@@ -36,12 +36,25 @@ def prepare(bundle: Bundle, device: str, tell: Tell) -> None:
         names = []
     if not names:
         tell("nothing to prepare: the devices that work here run the bundle as it is")
+    problems: list[S2FError] = []
     for name in names:
         try:
-            function = found[name].load()
-        except ImportError as error:
-            raise BackendMissing(
-                f"Preparing for {name} needs a package that is missing: {error}. Run: pip install 's2f-edge[trt]' (on "
-                "a Jetson see docs/jetson.md)"
-            ) from error
-        function(bundle, tell)
+            _function(found[name])(bundle, tell)
+        except S2FError as problem:
+            problems.append(problem)
+            if device == "auto":
+                tell(f"{name} is not prepared: {problem}")
+    if names and len(problems) == len(names):
+        raise problems[0]
+
+
+def _function(point: metadata.EntryPoint) -> Callable[[Bundle, Tell], None]:
+    """What an entry point names. Raises BackendMissing."""
+    try:
+        function: Callable[[Bundle, Tell], None] = point.load()
+    except ImportError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        raise BackendMissing(
+            f"Preparing for {point.name} needs the package {package}, which is missing. Run: pip install {package}"
+        ) from error
+    return function

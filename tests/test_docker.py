@@ -20,7 +20,7 @@ def instructions(path: Path) -> list[str]:
 
 
 def test_there_is_one_for_jetson_and_one_for_x86():
-    assert [path.name for path in FILES] == ["Dockerfile.jetson", "Dockerfile.x86"]
+    assert [path.name for path in FILES] == ["Dockerfile.jetson", "Dockerfile.server"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.suffix)

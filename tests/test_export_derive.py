@@ -200,7 +200,8 @@ def test_files_say_nothing_but_the_graph(bundles):
 
 def test_arguments_are_checked(bundles):
     bundle = bundles["shortcut"]
-    for wrong in ({"graph": "vae"}, {"precision": "int8"}, {"batch": 0}, {"batch": 17}, {"batch": 1.0}, {"batch": True}):
+    batches = [{"batch": batch} for batch in (0, 17, 1.0, True)]
+    for wrong in ({"graph": "vae"}, {"precision": "int8"}, *batches):
         arguments = {"graph": "encoder", "batch": 1, **wrong}
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
             derive(bundle, arguments.pop("graph"), **arguments)

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import fakes
 import numpy as np
 import pytest
-from tiny_bundle import SHORTCUT, write_tiny_bundle
+from tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 
 from export import cli, engines, presets, trial
 from export.adaptor import Builder, BuildOptions, builder_package
 from export.derive import derive
 from export.engines import Request, build
-from export.trial import psnr
-from runtime.backends import Settings, tensorrt
+from export.simplify import element_types
+from runtime.backends import Settings, ort, tensorrt
 from runtime.bench import synthetic_speech
-from runtime.bundle import Bundle, read_bundle
+from runtime.bundle import STAGES, Bundle, read_bundle
 from runtime.cache import Cache
 from runtime.cli import main
-from runtime.engines import ENGINES, Prepared, engine_tensors, read_record
+from runtime.engines import ENGINES, RECIPE, EngineSpec, Prepared, engine_key, engine_tensors, read_record
 from runtime.errors import (
     CODES,
     BackendFailed,
@@ -35,7 +37,9 @@ from runtime.errors import (
     OutputUnwritable,
     StepsUnavailable,
 )
+from runtime.executor import Clock, Executor, Image, Work
 from runtime.pipeline import Pipeline
+from runtime.portrait import psnr
 
 ROOT = Path(__file__).parent.parent
 RELEASES = fakes.versions("tensorrt")
@@ -74,7 +78,7 @@ def test_what_tensorrt_is_told(
         bundle,
         cache,
         precision=precision,
-        options={"workspace_mib": 300, "optimisation": 2, "half": precision == "fp16"},
+        options={"workspace_mib": 300, "optimisation": 2},
     )
     assert len(world.builds) == 4
     for made in world.builds:
@@ -82,26 +86,51 @@ def test_what_tensorrt_is_told(
         assert made.workspace == 300 << 20
         assert "TF32" not in made.flags
         assert {"VERSION_COMPATIBLE", "EXCLUDE_LEAN_RUNTIME"} & set(made.flags) == set()
-    flags, network = set(world.builds[0].flags), set(world.builds[0].network_flags)
+    flags, network = set().union(*(made.flags for made in world.builds)), set(world.builds[0].network_flags)
     if release == "8.6":
         assert network == {"EXPLICIT_BATCH"}
         assert ({"FP16", "PREFER_PRECISION_CONSTRAINTS"} <= flags) == (precision == "fp16")
     else:
         assert network == (set() if release == "11.4" else {"STRONGLY_TYPED"})
         assert "FP16" not in flags
-    assert any("PSNR" in line for line in told)
+    assert any(line.startswith("stages: PSNR") for line in told)
+    assert any(line.startswith("one engine: PSNR") for line in told)
+    assert not world.host_code
     assert any("minutes left" in line for line in told)
     world.check()
 
 
-def test_8_6_computes_each_layer_in_the_type_the_graph_gives_it(
-    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("stage", ["unet", "decoder"])
+def test_8_6_computes_each_layer_in_the_type_the_graph_gives_it(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx
+
     world = fakes.install(monkeypatch, "8.6")
-    run(bundle, cache, steps=())
-    told = {name: (precision, outputs) for made in world.builds for name, precision, outputs in made.layers}
-    used = {precision for precision, _ in told.values() if precision is not None}
-    assert {str(one).rpartition(".")[2] for one in used} == {"HALF", "FLOAT"}
+    data = derive(read_bundle(ROOT / "runtime" / "bundles" / "demo"), stage, batch=1)
+    Builder(builder_package()).build(data, BuildOptions())
+    kinds = {onnx.TensorProto.FLOAT: "FLOAT", onnx.TensorProto.FLOAT16: "HALF"}
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(data))
+    types = {name: kinds.get(kind) for name, kind in element_types(model).items()}
+    told = {name: (precision, outputs) for name, precision, outputs in world.builds[-1].layers}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        reads = {types[name] for name in node.input if types.get(name)}
+        if node.op_type == "Cast" or node.name not in told or not reads:
+            continue
+        precision, outputs = told[node.name]
+        assert name_of(precision) == ("FLOAT" if "FLOAT" in reads else "HALF"), node.name
+        if types[node.output[0]]:
+            assert name_of(outputs[0]) == types[node.output[0]], node.name
+        seen.add(name_of(precision))
+    assert seen == {"HALF", "FLOAT"}
+    sources = world.builds[-1].settings["tactic_sources"]
+    import tensorrt as trt
+
+    for library in (trt.TacticSource.CUBLAS, trt.TacticSource.CUBLAS_LT, trt.TacticSource.CUDNN):
+        assert not sources & 1 << int(library)
+
+
+def name_of(kind: object) -> str:
+    return str(kind).rpartition(".")[2]
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -160,24 +189,32 @@ def test_the_faster_form_is_recorded(bundle: Bundle, cache: Cache, monkeypatch: 
         run(bundle, cache)
         place = tensorrt.place_here(tensorrt.package())
         record = read_record(cache, bundle.manifest, place)
-        assert record == Prepared("fp16", (1,), expected)
+        assert record is not None
+        assert (record.batches, record.pipelines) == ((1,), expected)
 
 
 def test_a_pipeline_whose_weights_were_copied_is_not_used(
     bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fakes.install(monkeypatch, "10.3")
-    real = Builder.build
-
-    def padded(self: Builder, data: bytes, options: BuildOptions, **more: Any) -> tuple[bytes, bytes]:
-        plan, timings = real(self, data, options, **more)
-        return plan + bytes(200_000 if b"noise" in data else 0), timings
-
-    monkeypatch.setattr(Builder, "build", padded)
-    told = run(bundle, cache)
-    assert any("weights are copied, not used" in line for line in told)
-    record = read_record(cache, bundle.manifest, tensorrt.place_here(tensorrt.package()))
-    assert record == Prepared("fp16", (1,), ())
+    world = fakes.install(monkeypatch, "10.3")
+    monkeypatch.setattr(engines, "is_no_slower", lambda *_: True)
+    run(bundle, cache)
+    manifest, place = bundle.manifest, tensorrt.place_here(tensorrt.package())
+    stages = [EngineSpec(stage, 1, 0, "fp16") for stage in STAGES]
+    keys = [engine_key(manifest, place, spec, request().record("").options) for spec in stages]
+    size = sum(len(cache.read(ENGINES, key) or b"") for key in keys)
+    whole = EngineSpec("pipeline", 1, 4, "fp16")
+    plain = len(cache.read(ENGINES, engine_key(manifest, place, whole, request().record("").options)) or b"")
+    for share, used in ((1.25, True), (1.35, False)):
+        world.plan_padding = int(share * size) - plain
+        for path in (cache.folder / ENGINES).glob("*.bin"):
+            if b'"graph": "pipeline"' in path.read_bytes():
+                path.unlink()
+        told = run(bundle, cache)
+        assert any("weights are copied, not used" in line for line in told) != used
+        record = read_record(cache, manifest, place)
+        assert record is not None
+        assert record.pipelines == (((1, 4),) if used else ())
 
 
 def test_an_engine_full_of_zeros_is_refused(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,14 +230,14 @@ def test_engines_that_draw_something_else_are_not_recorded(
 ) -> None:
     fakes.install(monkeypatch, "10.3")
     monkeypatch.setattr(trial, "psnr", lambda *_: 12.0)
-    with pytest.raises(BackendFailed, match=r"12.0 dB PSNR .* nothing was recorded"):
+    with pytest.raises(BackendFailed, match=r"12.0 dB PSNR.* nothing was recorded"):
         run(bundle, cache)
     with pytest.raises(NotPrepared):
         Pipeline(bundle, Settings("tensorrt", 1))
 
 
 @pytest.mark.parametrize(
-    ("failure", "error"), [("none", BackendFailed), ("memory", DeviceOutOfMemory), ("raise", Exception)]
+    ("failure", "error"), [("none", BackendFailed), ("memory", DeviceOutOfMemory), ("raise", BackendFailed)]
 )
 def test_a_build_that_fails(
     failure: str, error: type[Exception], bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
@@ -217,7 +254,7 @@ def test_a_build_that_fails(
 def test_not_enough_workspace(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     world = fakes.install(monkeypatch, "10.3")
     world.workspace_needed = 100 << 20
-    with pytest.raises((BackendFailed, DeviceOutOfMemory)):
+    with pytest.raises((BackendFailed, DeviceOutOfMemory), match="cannot build the engine"):
         run(bundle, cache, options={"workspace_mib": 50})
     run(bundle, cache, options={"workspace_mib": 200})
 
@@ -245,6 +282,59 @@ def test_a_full_disk(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPat
     builds = len(world.builds)
     run(bundle, cache)
     assert len(world.builds) == builds + 1
+
+
+class Sleeper(Executor):
+    """Draws nothing, in the milliseconds it is told."""
+
+    def __init__(self, milliseconds: float) -> None:
+        self.seconds = milliseconds / 1e3
+
+    def paint(self, work: Work, clock: Clock) -> list[Image]:
+        time.sleep(self.seconds)
+        return []
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def test_which_form_is_faster(bundle: Bundle) -> None:
+    told: list[str] = []
+    assert trial.is_no_slower(bundle, Sleeper(1), Sleeper(6), 4, told.append)
+    assert not trial.is_no_slower(bundle, Sleeper(6), Sleeper(1), 4, told.append)
+    assert all("4 steps: " in line and "as a chain of stages" in line for line in told)
+
+
+def test_a_build_too_old_is_refused_before_it_begins(
+    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = fakes.install(monkeypatch, "8.6")
+    monkeypatch.setattr("tensorrt.__version__", "8.5.2.2")
+    with pytest.raises(BackendMissing, match="too old"):
+        run(bundle, cache)
+    assert world.builds == []
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_report_of_layers(release: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.install(monkeypatch, release)
+    builder = Builder(builder_package())
+    plan, _ = builder.build(derive(bundle, "decoder", batch=1), BuildOptions(detailed=True))
+    assert json.dumps(builder.layers(plan))
+
+
+def test_without_onnx_runtime_portraits_are_drawn_all_the_same(
+    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = fakes.install(monkeypatch, "10.3")
+
+    def missing(_: str) -> None:
+        raise BackendMissing("ONNX Runtime is not installed.")
+
+    monkeypatch.setattr(ort, "package", missing)
+    told = run(bundle, cache, steps=(), batches=(1, 4))
+    assert any("not compared with the CPU" in line for line in told)
+    assert world.counts.d2h == 3 + 1  # every number of steps, and a batch of four
 
 
 @pytest.mark.parametrize(
@@ -285,6 +375,8 @@ def test_s2f_prepare(
     out = capsys.readouterr().out
     assert "preset orin-nano" in out
     assert "ready: batch 1" in out
+    assert main(["prepare", str(bundle.path), "--device", "tensorrt"]) == 0
+    assert "prepared before, in fp16" in capsys.readouterr().out
     voice = ROOT / "examples" / "woman.wav"
     target = tmp_path / "face.png"
     command = ["generate", str(voice), "-o", str(target), "--bundle", str(bundle.path), "--device", "tensorrt"]
@@ -322,6 +414,82 @@ def test_s2f_export_engines(
     assert cli.main(["engines", str(tmp_path / "none")]) == CODES["BundleNotFound"]
 
 
+def test_prepare_keeps_what_an_engineer_chose_and_mends_what_is_broken(
+    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = fakes.install(monkeypatch, "10.3")
+    run(bundle, cache, precision="fp32")
+    builds = len(world.builds)
+    assert main(["prepare", str(bundle.path), "--device", "tensorrt"]) == 0
+    assert "prepared before, in fp32" in capsys.readouterr().out
+    assert len(world.builds) == builds
+    for path in (cache.folder / ENGINES).glob("*.bin"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert main(["prepare", str(bundle.path), "--device", "tensorrt"]) == 0
+    out = capsys.readouterr().out
+    assert "cut short" in out
+    assert "it is built again" in out
+    record = read_record(cache, bundle.manifest, tensorrt.place_here(tensorrt.package()))
+    assert record is not None
+    assert record.precision == "fp32"
+    with Pipeline(bundle, Settings("tensorrt", 1)) as pipeline:
+        pipeline.generate(VOICE)
+
+
+def test_other_options_other_engines(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = fakes.install(monkeypatch, "10.3")
+    run(bundle, cache, steps=())
+    run(bundle, cache, steps=(), options={"optimisation": 5, "workspace_mib": 4096})
+    assert len(world.builds) == 6
+    run(bundle, cache, steps=(), options={"optimisation": 5, "workspace_mib": 4096})
+    assert len(world.builds) == 6
+
+
+def test_every_batch_size_is_compared(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.install(monkeypatch, "10.3")
+    sizes: list[int] = []
+    real = trial.psnr
+    monkeypatch.setattr(trial, "psnr", lambda a, b: (sizes.append(1), real(a, b))[1])
+    run(bundle, cache, batches=(1, 4), steps=())
+    assert len(sizes) == 3 + 4  # every number of steps, and a batch of four
+
+
+def test_an_interrupted_build(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = fakes.install(monkeypatch, "10.3")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "_log_progress", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(bundle, cache)
+        assert cli.main(["engines", str(bundle.path)]) == 130
+    assert not list((cache.folder / ENGINES).glob("*.bin"))
+    run(bundle, cache)
+    world.check()
+
+
+def test_the_recipe_rises_when_derived_graphs_change(tmp_path: Path) -> None:
+    """If this fails, `derive` makes other graphs than before: raise RECIPE, so that old engines are not used, and put
+    the new numbers here.
+    """
+    import onnx
+
+    operators = []
+    for arm in (SHORTCUT, DIFFUSION):
+        tiny = read_bundle(write_tiny_bundle(tmp_path / arm.solver, arm=arm))
+        specs = [(stage, 0) for stage in STAGES] + [("pipeline", 2)]
+        for graph, steps in specs:
+            model = onnx.load_from_string(derive(tiny, graph, batch=1, steps=steps))
+            operators.append(" ".join(node.op_type for node in model.graph.node))
+    demo = read_bundle(ROOT / "runtime" / "bundles" / "demo")
+    model = onnx.load_from_string(derive(demo, "pipeline", batch=1, steps=2))
+    operators.append(" ".join(node.op_type for node in model.graph.node))
+    digest = hashlib.sha256("\n".join(operators).encode()).hexdigest()[:16]
+    assert (RECIPE, digest) == (2, "4f84e50a85ed7d84")
+
+
 def test_every_preset_asks_for_something_that_can_be_built(bundle: Bundle) -> None:
     for preset in presets.PRESETS.values():
         asked = Request.of(preset, bundle)
@@ -352,6 +520,7 @@ world = fakes.install(pytest.MonkeyPatch(), "10.3")
 world.build_seconds = float(sys.argv[2])
 from export.adaptor import BuildOptions
 from export.engines import Request, build
+from export.simplify import element_types
 from runtime.bundle import read_bundle
 from runtime.cache import Cache
 print("begun", flush=True)

@@ -11,8 +11,8 @@ from torch import nn
 
 from export import simplify
 from export.batch import NotMergeableError, merge_batches
+from export.denoiser import PixelShuffle
 from export.graphs import Signature, example_inputs, export_graph
-from export.lean import PixelShuffle
 from export.modules import DecoderGraph, EncoderGraph, step_graph
 from export.sharing import share_guidance
 from runtime.bundle import TensorSpec

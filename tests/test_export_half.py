@@ -16,10 +16,10 @@ from benchmarks.precision import Graph, composition, inputs, rounded, stages, wi
 from export.derive import GRAPHS, derive
 from export.half import to_half
 from export.simplify import element_types
-from export.trial import psnr
 from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, read_bundle
 from runtime.pipeline import shipped_bundle
+from runtime.portrait import psnr
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FOLDER = os.environ.get("S2F_SPEECH", "")

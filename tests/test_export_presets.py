@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from export.presets import FORMS, PRESETS, Figures, board, detect, preset
 from runtime.bundle import STAGES, read_manifest
+from runtime.engines import MAX_ENGINE_BATCH
 from runtime.errors import DeviceUnavailable, InvalidArgument
-from runtime.executor import MAX_BATCH
 from runtime.pipeline import shipped_bundle
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +73,7 @@ def test_presets_are_sound():
         assert set(one.forms) <= set(FORMS)
         assert "stages" in one.forms
         assert one.batches == tuple(sorted(set(one.batches)))
-        assert (one.batches[0], one.batches[-1] <= MAX_BATCH) == (1, True)
+        assert (one.batches[0], one.batches[-1] <= MAX_ENGINE_BATCH) == (1, True)
         assert 0 <= one.optimisation <= 5
         assert one.workspace_mib <= one.memory_mib / 4
         assert one.precision == "fp16"

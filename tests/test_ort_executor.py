@@ -12,7 +12,7 @@ import pytest
 from test_runtime_backends import Pretender
 from tiny_bundle import DIFFUSION, SHORTCUT, Arm, write_tiny_bundle
 
-from export import fused, trial
+from export import ort_cuda, trial
 from runtime.backends import Settings, open_executor, ort
 from runtime.backends.ort_executor import OrtExecutor, place_here
 from runtime.bench import synthetic_speech
@@ -63,8 +63,8 @@ def bundle_of(tmp_path: Path, arm: Arm = SHORTCUT) -> Bundle:
 def prepared(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(fused, "is_no_slower", lambda *_: True)
-        fused.prepare(bundle, told.append)
+        patch.setattr(ort_cuda, "is_no_slower", lambda *_: True)
+        ort_cuda.prepare(bundle, told.append)
     return told
 
 
@@ -83,7 +83,8 @@ def test_a_fused_graph_draws_what_the_stages_draw(
 ) -> None:
     bundle = bundle_of(tmp_path, arm)
     told = prepared(bundle, monkeypatch)
-    assert "PSNR" in told[1]
+    assert "stages: PSNR" in told[1]
+    assert "one graph: PSNR" in told[2]
     assert told[-1] == "ready: 4 steps as one graph"
     seen = spy(monkeypatch)
     options = {"prior_weight": 0.1} if arm is SHORTCUT else {"guidance": 3.0}
@@ -108,8 +109,8 @@ def test_nothing_has_to_be_prepared(gpu: Gpu, tmp_path: Path, monkeypatch: pytes
 
 def test_the_slower_form_is_not_used(gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = bundle_of(tmp_path)
-    monkeypatch.setattr(fused, "is_no_slower", lambda *_: False)
-    fused.prepare(bundle, lambda _: None)
+    monkeypatch.setattr(ort_cuda, "is_no_slower", lambda *_: False)
+    ort_cuda.prepare(bundle, lambda _: None)
     assert read_record(Cache.default(), bundle.manifest, place_here()) == Prepared("fp16", (), ())
 
 
@@ -119,7 +120,7 @@ def test_one_that_draws_something_else_is_not_recorded(
     bundle = bundle_of(tmp_path)
     monkeypatch.setattr(trial, "psnr", lambda *_: 1.0)
     with pytest.raises(BackendFailed, match="nothing was recorded"):
-        fused.prepare(bundle, lambda _: None)
+        ort_cuda.prepare(bundle, lambda _: None)
     assert read_record(Cache.default(), bundle.manifest, place_here()) is None
 
 

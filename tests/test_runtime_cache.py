@@ -154,20 +154,51 @@ def test_another_users_entry_is_refused(cache: Cache) -> None:
         cache.read("engines", KEY)
 
 
-@pytest.mark.parametrize("spoil", [spoil_bytes, empty, open_to_all, open_folder, open_root, link, pipe])
+@pytest.mark.parametrize("spoil", [spoil_bytes, empty, open_to_all, link, pipe])
 def test_a_refused_entry_is_written_again(cache: Cache, spoil: Callable[[Path], None]) -> None:
     spoil(cache.write("engines", KEY, DATA))
     cache.write("engines", KEY, b"again")
     assert cache.read("engines", KEY) == b"again"
 
 
-def test_a_folder_that_was_open_to_others_loses_what_lies_in_it(cache: Cache) -> None:
+@pytest.mark.parametrize("spoil", [open_folder, open_root])
+def test_a_folder_others_may_write_is_refused_and_nothing_in_it_touched(
+    cache: Cache, spoil: Callable[[Path], None]
+) -> None:
+    path = cache.write("engines", KEY, DATA)
+    photo = cache.folder / "photos" / "2020" / "a.jpg"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"mine")
+    spoil(path)
+    for attempt in (lambda: cache.write("engines", KEY, DATA), lambda: cache.lock("engines", KEY).__enter__()):
+        with pytest.raises(OutputUnwritable, match=r"written by others.*chmod go-w"):
+            attempt()
+    assert photo.read_bytes() == b"mine"
+    for folder_ in (cache.folder, path.parent):
+        folder_.chmod(folder_.stat().st_mode & ~0o022)
+    assert cache.read("engines", KEY) == DATA
+
+
+def test_half_written_entries_are_swept_once_they_are_old(cache: Cache) -> None:
+    path = cache.write("engines", KEY, DATA)
+    young, old = path.parent / ".new-young", path.parent / ".new-old"
+    for left in (young, old):
+        left.write_bytes(DATA)
+    os.utime(old, (1, 1))
+    cache.write("engines", {**KEY, "batch": 9}, DATA)
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_reading_takes_no_more_memory_than_the_entry(cache: Cache) -> None:
+    import tracemalloc
+
     cache.write("engines", KEY, DATA)
-    planted = cache.path("engines", {**KEY, "batch": 3})
-    planted.write_bytes(cache.path("engines", KEY).read_bytes())
-    planted.parent.chmod(0o777)
-    cache.write("engines", KEY, DATA)
-    assert not planted.exists()
+    tracemalloc.start()
+    cache.read("engines", KEY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -244,8 +275,26 @@ def test_kill_9_while_writing_leaves_a_whole_entry(tmp_path: Path) -> None:
             seen += 1
             assert data == data[:4] * 100_000
     assert seen
-    cache.write("engines", {"n": 1}, b"last")  # clears up after the killed
-    assert [p.suffix for p in cache.path("engines", {"n": 1}).parent.iterdir()] == [".bin"]
+    cache.write("engines", {"n": 1}, b"last")
+    assert cache.read("engines", {"n": 1}) == b"last"
+
+
+def write_many(folder: str, number: int) -> None:
+    for _ in range(100):
+        Cache(Path(folder)).write("engines", KEY, bytes([number]) * 50_000)
+
+
+def test_many_writers_of_one_entry(cache: Cache) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=write_many, args=(str(cache.folder), number)) for number in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    data = cache.read("engines", KEY)
+    assert data is not None
+    assert data == data[:1] * 50_000
 
 
 def hold(folder: str, held: multiprocessing.synchronize.Event) -> None:

@@ -71,8 +71,8 @@ def test_a_device_asked_for_is_prepared_or_an_error(monkeypatch: pytest.MonkeyPa
     bundle = read_bundle(folder)
     offer(monkeypatch, Point("tensorrt"))
     prepare(bundle, "tensorrt", lambda _: None)  # whether it works here is for its function to say
-    offer(monkeypatch, Point("tensorrt", ImportError("No module named 'onnx'")))
-    with pytest.raises(BackendMissing, match=r"onnx.*s2f-edge\[trt\]"):
+    offer(monkeypatch, Point("tensorrt", ImportError("No module named 'onnx'", name="onnx")))
+    with pytest.raises(BackendMissing, match=r"onnx.*pip install onnx"):
         prepare(bundle, "tensorrt", lambda _: None)
     offer(monkeypatch)
     with pytest.raises(BackendMissing):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fakes
 import numpy as np
@@ -16,12 +21,13 @@ from tiny_bundle import DIFFUSION, SHORTCUT, Arm, write_tiny_bundle
 import runtime
 from export.adaptor import BuildOptions
 from export.engines import Request, build
-from runtime.backends import Settings, select, tensorrt
+from runtime.backends import Settings, cuda, select, tensorrt
+from runtime.backends.tensorrt import Engine
 from runtime.backends.tensorrt_executor import TensorRTExecutor
 from runtime.bench import synthetic_speech
 from runtime.bundle import Bundle, read_bundle
 from runtime.cache import Cache
-from runtime.engines import ENGINES, RECORDS, EngineSpec, engine_key, record_key
+from runtime.engines import ENGINES, RECORDS, EngineSpec, Place, engine_key, read_record, record_key, write_record
 from runtime.errors import BackendFailed, BackendMissing, Closed, DeviceOutOfMemory, DeviceUnavailable, NotPrepared
 from runtime.pipeline import Pipeline
 
@@ -43,8 +49,16 @@ def bundle_of(tmp_path: Path, arm: Arm = SHORTCUT) -> Bundle:
 def make(
     bundle: Bundle, *, batches: tuple[int, ...] = (1, 4), steps: tuple[int, ...] = (4,), precision: str = "fp32"
 ) -> None:
-    request = Request(batches, steps, precision, BuildOptions(half=precision == "fp16"))
+    request = Request(batches, steps, precision, BuildOptions())
     build(bundle, request, Cache.default(), lambda _: None)
+
+
+def key_of(bundle: Bundle, spec: EngineSpec) -> dict[str, Any]:
+    """The key under which `make` put an engine."""
+    place = tensorrt.place_here(tensorrt.package())
+    record = read_record(Cache.default(), bundle.manifest, place)
+    assert record is not None
+    return engine_key(bundle.manifest, place, spec, record.options)
 
 
 def open_pipeline(bundle: Bundle, device: str = "tensorrt") -> Pipeline:
@@ -84,7 +98,7 @@ def test_the_lean_runtime_runs_what_was_built_for_it(
     bundle = bundle_of(tmp_path)
     with monkeypatch.context() as patch:
         fakes.install(patch, release)
-        build(bundle, Request((1,), (), "fp32", BuildOptions(lean=True, half=False)), Cache.default(), lambda _: None)
+        build(bundle, Request((1,), (), "fp32", BuildOptions(lean=True)), Cache.default(), lambda _: None)
     with monkeypatch.context() as patch:
         fakes.install(patch, release)
         with pytest.raises(NotPrepared, match="no engines"):
@@ -95,16 +109,24 @@ def test_the_lean_runtime_runs_what_was_built_for_it(
     world.check()
 
 
-@pytest.mark.parametrize("steps", [2, 4], ids=["stages", "pipeline"])
+@pytest.mark.parametrize(("pipelines", "engines_run"), [((), 1 + 4 + 1), (((1, 4),), 1)], ids=["stages", "pipeline"])
 @pytest.mark.parametrize("release", RELEASES)
 def test_one_copy_in_one_launch_one_copy_out_one_wait(
-    release: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    release: str, pipelines: tuple[tuple[int, int], ...], engines_run: int, tmp_path: Path, monkeypatch: Any
 ) -> None:
     world = fakes.install(monkeypatch, release)
-    bundle = bundle_of(tmp_path)
+    bundle, steps = bundle_of(tmp_path), 4
     make(bundle)
+    cache, place = Cache.default(), tensorrt.place_here(tensorrt.package())
+    record = read_record(cache, bundle.manifest, place)
+    assert record is not None
+    write_record(cache, bundle.manifest, place, dataclasses.replace(record, pipelines=pipelines))
     with open_pipeline(bundle) as pipeline:
-        pipeline.generate(VOICE, steps=steps)
+        opened = world.counts.copy()
+        pipeline.generate(VOICE)
+        first = world.counts - opened
+        assert (first.enqueues, first.captures, first.allocations) == (0, 0, 0)  # all of that when it was opened
+        assert first.executions == engines_run
         for seed in range(3):
             before = world.counts.copy()
             pipeline.generate(VOICE, steps=steps, seed=seed)
@@ -196,6 +218,102 @@ def test_timings_tell_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert 0 < timings.graphs <= timings.total
 
 
+def test_what_other_threads_do_does_not_end_a_capture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host program that uses CUDA too, as torch does: allocating and working on the default stream."""
+    world = fakes.install(monkeypatch, "10.3")
+    bundle = bundle_of(tmp_path)
+    make(bundle, batches=(1,), steps=())
+    from pycuda import driver
+
+    real, problems = Engine.enqueue, []
+
+    def host() -> None:
+        context = driver.Device(0).retain_primary_context()
+        context.push()
+        try:
+            driver.mem_alloc(64).free()
+        except driver.Error as error:
+            problems.append(error)
+        finally:
+            driver.Context.pop()
+            context.detach()
+
+    def enqueue(self: Engine, *given: Any) -> None:
+        thread = threading.Thread(target=host)
+        thread.start()
+        thread.join()
+        real(self, *given)
+
+    with open_pipeline(bundle) as pipeline:
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "enqueue", enqueue)
+            pipeline.generate(VOICE, steps=2)
+        before = world.counts.copy()
+        pipeline.generate(VOICE, steps=2)
+        assert (world.counts - before).graph_launches == 1
+    assert problems == []
+
+
+def test_the_key_of_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever can make another engine is part of it."""
+    bundle = bundle_of(tmp_path)
+    other = read_bundle(write_tiny_bundle(tmp_path / "other", steps=(4,), arm=SHORTCUT))
+    place, spec = (
+        Place("tensorrt 10.3.0", "8.7", "Orin, 8 multiprocessors", "CUDA 12.6"),
+        EngineSpec("unet", 1, 0, "fp16"),
+    )
+    keys = [
+        engine_key(bundle.manifest, place, spec, {"optimisation": 3}),
+        engine_key(bundle.manifest, place, spec, {"optimisation": 5}),
+        engine_key(other.manifest, place, spec, {"optimisation": 3}),
+        *(
+            engine_key(bundle.manifest, dataclasses.replace(place, **{field.name: "x"}), spec, {"optimisation": 3})
+            for field in dataclasses.fields(place)
+        ),
+        *(
+            engine_key(bundle.manifest, place, dataclasses.replace(spec, **change), {"optimisation": 3})
+            for change in ({"graph": "decoder"}, {"batch": 2}, {"precision": "fp32"}, {"graph": "pipeline", "steps": 4})
+        ),
+    ]
+    monkeypatch.setattr("runtime.engines.RECIPE", 99)
+    keys.append(engine_key(bundle.manifest, place, spec, {"optimisation": 3}))
+    assert len({json.dumps(key, sort_keys=True) for key in keys}) == len(keys)
+
+
+def test_jetsons_of_one_family_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fakes.install(monkeypatch, "10.3", capability=(8, 7))
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build")
+    monkeypatch.setattr(cuda, "_DRIVER_FILE", version)
+    place = tensorrt.place_here(tensorrt.package())
+    assert re.fullmatch(r"Fake Orin, \d+ multiprocessors", place.gpu)
+    assert place.driver == "CUDA 12.6, driver 540.4.0"
+
+
+def test_a_jetson_is_not_sent_to_pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fakes.install(monkeypatch, "10.3", without=("tensorrt",))
+    monkeypatch.setattr(cuda, "_TEGRA_FILE", tmp_path)
+    with pytest.raises(BackendMissing, match=r"docs/jetson.md") as error:
+        select("tensorrt")
+    assert "pip install" not in str(error.value)
+
+
+def test_memory_that_runs_out_while_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = fakes.install(monkeypatch, "10.3")
+    world.refuse_capture = True
+    bundle = bundle_of(tmp_path)
+    make(bundle)
+    with open_pipeline(bundle) as pipeline:
+        world.fail_execution = True
+        executor = pipeline._executor
+        assert isinstance(executor, TensorRTExecutor)
+        log = next(iter(executor._gpu._lanes[1]._engines.values()))._logger
+        said = property(lambda _: "Cuda failure: out of memory", lambda *_: None)
+        monkeypatch.setattr(type(log), "last_error", said, raising=False)
+        with pytest.raises(DeviceOutOfMemory, match="out of memory"):
+            pipeline.generate(VOICE)
+
+
 def test_a_closed_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = fakes.install(monkeypatch, "10.3")
     bundle = bundle_of(tmp_path)
@@ -267,7 +385,7 @@ def test_what_could_have_been_planted_is_refused_and_made_again(
     bundle = bundle_of(tmp_path)
     make(bundle)
     place = tensorrt.place_here(tensorrt.package())
-    unet = engine_key(bundle.manifest, place, EngineSpec("unet", 1, 0, "fp32"))
+    unet = key_of(bundle, EngineSpec("unet", 1, 0, "fp32"))
     spoil(cache.path(kind, unet if kind == ENGINES else record_key(bundle.manifest, place)))
     loaded = world.counts.deserialisations
     with pytest.raises(NotPrepared, match="Run: s2f prepare"):
@@ -283,10 +401,12 @@ def test_an_engine_tensorrt_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     world = fakes.install(monkeypatch, "10.3")
     bundle = bundle_of(tmp_path)
     make(bundle)
-    place = tensorrt.place_here(tensorrt.package())
-    cache.write(ENGINES, engine_key(bundle.manifest, place, EngineSpec("decoder", 1, 0, "fp32")), b"no plan" * 50)
+    cache.write(ENGINES, key_of(bundle, EngineSpec("decoder", 1, 0, "fp32")), b"no plan" * 50)
     with pytest.raises(NotPrepared, match=r"TensorRT refuses the engine decoder .*Run: s2f prepare"):
         open_pipeline(bundle)
+    make(bundle)
+    with open_pipeline(bundle) as pipeline:
+        pipeline.generate(VOICE)
     world.check()
 
 
@@ -294,12 +414,13 @@ def test_an_engine_with_other_tensors(tmp_path: Path, monkeypatch: pytest.Monkey
     world = fakes.install(monkeypatch, "10.3")
     bundle = bundle_of(tmp_path)
     make(bundle)
-    place = tensorrt.place_here(tensorrt.package())
-    specs = [EngineSpec("decoder", batch, 0, "fp32") for batch in (4, 1)]
-    four, one = (engine_key(bundle.manifest, place, spec) for spec in specs)
+    four, one = (key_of(bundle, EngineSpec("decoder", batch, 0, "fp32")) for batch in (4, 1))
     cache.write(ENGINES, one, cache.read(ENGINES, four) or b"")
     with pytest.raises(BackendFailed, match="other tensors than the bundle: image, latent"):
         open_pipeline(bundle)
+    make(bundle)
+    with open_pipeline(bundle) as pipeline:
+        pipeline.generate(VOICE)
     world.check()
 
 
@@ -360,7 +481,7 @@ def test_a_flat_colour_is_no_portrait(tmp_path: Path, monkeypatch: pytest.Monkey
     with open_pipeline(bundle) as pipeline:
         executor = pipeline._executor
         assert isinstance(executor, TensorRTExecutor)
-        monkeypatch.setattr(executor._lanes[1]._device, "download", lambda target, _: target.fill(0))
+        monkeypatch.setattr(executor._gpu._lanes[1]._device, "download", lambda target, _: target.fill(0))
         with pytest.raises(BackendFailed, match="flat colour"):
             pipeline.generate(VOICE)
 
@@ -381,3 +502,37 @@ def test_a_forked_child_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         pipeline.generate(VOICE)
+
+
+def test_a_pipeline_nobody_holds_any_more_gives_everything_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = fakes.install(monkeypatch, "10.3")
+    first = read_bundle(write_tiny_bundle(tmp_path / "first", arm=SHORTCUT))
+    second = read_bundle(write_tiny_bundle(tmp_path / "second", name="second", arm=SHORTCUT))
+    live, threads = [], []
+    for bundle in (first, second) * 3:
+        make(bundle, batches=(1,), steps=())
+        runtime.generate(VOICE, bundle=bundle.path, device="tensorrt")
+        live.append(world.live_bytes)
+        threads.append(threading.active_count())
+    assert len(set(live[1:])) == 1
+    assert len(set(threads)) == 1
+
+
+def test_an_error_that_is_kept_keeps_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = fakes.install(monkeypatch, "10.3")
+    world.refuse_capture = True
+    bundle = bundle_of(tmp_path)
+    make(bundle)
+    gc.disable()
+    try:
+        with open_pipeline(bundle) as pipeline:
+            world.fail_execution = True
+            with pytest.raises(BackendFailed) as kept:
+                pipeline.generate(VOICE)
+        assert (world.live_bytes, world.live_pinned_bytes) == (0, 0)
+        assert kept.value is not None
+    finally:
+        gc.enable()
+    world.check()

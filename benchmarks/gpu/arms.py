@@ -6,6 +6,7 @@ Which of them an interpreter can run depends on what it has installed, so severa
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gpu.parts import JSON
-from benchmarks.gpu.plan import Arm, Job, Ready, record_of, work_of
+from benchmarks.gpu.plan import Arm, Job, work_of
 from runtime.backends.base import Settings
 from runtime.cache import Cache
 from runtime.engines import ENGINES, Prepared, engine_key
@@ -89,20 +90,17 @@ def name_of(arm: Arm) -> str:
 
 
 def _tensorrt(job: Job) -> dict[str, Maker]:
-    ready = Ready(job.bundle.manifest, Cache.default())
-    arms = [
-        arm
-        for precision in job.wanted.precisions
-        for arm in (Arm(form, precision, 1, job.wanted.steps[0]) for form in job.wanted.forms)
-        if ready.has(arm.opened())
-    ]
-    return {name_of(arm): lambda arm=arm: Executed(job, lambda: _open_tensorrt(job, arm)) for arm in arms}  # type: ignore[misc]
-
-
-def _open_tensorrt(job: Job, arm: Arm) -> Executor:
+    from benchmarks.gpu.store import Store
     from runtime.backends.tensorrt_executor import TensorRTExecutor
 
-    return TensorRTExecutor(job.bundle, Cache.default(), record=record_of([arm]))
+    store = Store(job)
+
+    def opened(arm: Arm) -> Way:
+        return Executed(job, lambda: TensorRTExecutor(job.bundle, store.cache, record=store.record([arm])))
+
+    steps = job.wanted.steps[0]
+    arms = [Arm(form, precision, 1, steps) for precision in job.wanted.precisions for form in job.wanted.forms]
+    return {name_of(arm): functools.partial(opened, arm) for arm in arms if store.can_draw(arm)}
 
 
 def _torch(job: Job) -> dict[str, Maker]:
@@ -114,24 +112,25 @@ def _torch(job: Job) -> dict[str, Maker]:
     if reason:
         raise ImportError(reason)
     steps, pcm = job.wanted.steps[0], job.voices[0]
-    return {
-        name: lambda name=name: torch_baseline.TorchArm(name, job.network, steps, pcm, job.torch_device)  # type: ignore[misc]
-        for name in torch_baseline.WAYS
-    }
+
+    def made(name: str) -> Way:
+        return torch_baseline.TorchArm(name, job.network, steps, pcm, job.torch_device)
+
+    return {name: functools.partial(made, name) for name in torch_baseline.WAYS}
 
 
 def _onnxruntime(job: Job) -> dict[str, Maker]:
     from runtime.backends import select
 
     select("cuda")
-    ways: dict[str, Maker] = {
-        "onnxruntime cuda stages fp32": lambda: Executed(job, lambda: _open_onnxruntime(job, None))
-    }
+
+    def opened(precision: str | None) -> Way:
+        return Executed(job, functools.partial(_open_onnxruntime, job, precision))
+
+    ways: dict[str, Maker] = {"onnxruntime cuda stages fp32": functools.partial(opened, None)}
     if importlib.util.find_spec("onnx") is not None:
         for precision in job.wanted.precisions:
-            ways[f"onnxruntime cuda pipeline {precision}"] = lambda precision=precision: Executed(  # type: ignore[misc]
-                job, lambda: _open_onnxruntime(job, precision)
-            )
+            ways[f"onnxruntime cuda pipeline {precision}"] = functools.partial(opened, precision)
     return ways
 
 

@@ -10,10 +10,9 @@ import contextlib
 import functools
 from typing import Any, TypeAlias
 
-from benchmarks.gpu.parts import JSON, Part, timed
+from benchmarks.gpu.parts import JSON, NotHere, Part, timed
 from benchmarks.gpu.plan import Job
 from benchmarks.gpu.worker import Local, Remote
-from runtime.errors import BackendFailed
 
 WAYS, ROUNDS, OTHERS = "ways", "rounds", "interpreters"
 LEAST = 3.0  # seconds without which no round is begun
@@ -57,7 +56,7 @@ def _owners(job: Job, part: Part, stack: contextlib.ExitStack) -> dict[str, Aske
         if any(way.startswith("torch") for way in ways):
             part.attempt("card", "matrix", functools.partial(interpreter.ask, {"do": "probe"}, QUICK))
     if not found:
-        raise BackendFailed("Nothing here can be compared: no engines, no PyTorch with a GPU, no onnxruntime-gpu")
+        raise NotHere("Nothing here can be compared: no engines, no PyTorch with a GPU, no onnxruntime-gpu")
     return found
 
 

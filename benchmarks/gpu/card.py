@@ -5,6 +5,8 @@ All work goes to the stream of a `runtime.backends.cuda.Cuda`, from the thread t
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 import time
 from collections import Counter
@@ -55,13 +57,19 @@ class Timer:
         self._api, self._stream = driver_api(), driver_api().CUstream(cuda.stream)
         self._begin, self._end = (ask(self._api.cuEventCreate(0)) for _ in range(2))
 
-    def measure(self, enqueue: Callable[[], object], runs: int, *, together: int = 1) -> list[float]:
+    def measure(
+        self, enqueue: Callable[[], object], runs: int, *, together: int = 1, seconds: float = math.inf
+    ) -> list[float]:
         """One value per run; each is waited for before the next begins, so the launch counts.
 
         `together`: a run is so many in a row, of which the mean is taken: what the device is busy with, as long as the
-        host launches faster than the device works.
+        host launches faster than the device works. `seconds`: fewer runs, but one at least, where they take longer.
         """
-        return [self._once(enqueue, together) / together for _ in range(runs)]
+        spent: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(spent) < runs and (not spent or time.perf_counter() < end):
+            spent.append(self._once(enqueue, together) / together)
+        return spent
 
     def _once(self, enqueue: Callable[[], object], together: int) -> float:
         api = self._api
@@ -136,7 +144,7 @@ def _graphs_of(cuda: Cuda, one: Callable[[], object], counts: Sequence[int]) -> 
     timer = Timer(cuda)
     device, wall = [], []
     for count in counts:
-        launch = cuda.capture(lambda count=count: _repeat(one, count))  # type: ignore[misc]
+        launch = cuda.capture(functools.partial(_repeat, one, count))
         timer.measure(launch, 10)
         device.append(statistics.median(timer.measure(launch, REPEATS)) * 1e3)
         wall.append(statistics.median(_waited(cuda, launch) for _ in range(REPEATS)))

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gpu.plan import Arm
+from benchmarks.gpu.store import Store
 from runtime.backends.cuda import ALIGNMENT, Cuda
-from runtime.backends.tensorrt import Engine, Runtime, package, place_here
+from runtime.backends.tensorrt import Engine, Runtime, package
 from runtime.bundle import Bundle, TensorSpec
-from runtime.cache import Cache
 from runtime.engines import EngineSpec, engine_tensors
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -28,16 +28,15 @@ Bytes = npt.NDArray[np.uint8]
 class Bench:
     """The GPU with engines of one bundle, for the thread that made it. Close it, or use it in `with`."""
 
-    def __init__(self, bundle: Bundle, cache: Cache) -> None:
+    def __init__(self, bundle: Bundle, store: Store) -> None:
         """Raises BackendMissing, DeviceUnavailable, DeviceOutOfMemory."""
-        self.manifest = bundle.manifest
+        self.manifest, self._store = bundle.manifest, store
         self.cuda = Cuda()
         self._engines: dict[EngineSpec, Engine] = {}
         self._singles: dict[EngineSpec, Single] = {}
         self._paintings: dict[Arm, Painting] = {}
         try:
-            module = package()
-            self._runtime = Runtime(module, cache, bundle.manifest, place_here(module))
+            self._runtime = Runtime(package(), store.cache, bundle.manifest, store.place)
         except BaseException:
             self.cuda.close()
             raise
@@ -45,7 +44,7 @@ class Bench:
     def engine(self, spec: EngineSpec) -> Engine:
         """An engine from the cache, with working memory of its own. Raises NotPrepared, BackendFailed."""
         if spec not in self._engines:
-            engine = self._runtime.load(spec)
+            engine = self._runtime.load(spec, self._store.key_options)
             engine.use_scratch(self.cuda.allocate(max(engine.scratch, ALIGNMENT)), engine.scratch)
             self._engines[spec] = engine
         return self._engines[spec]

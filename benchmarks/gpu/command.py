@@ -25,8 +25,8 @@ from runtime.machine import cpu_model, load_average, usable_cores
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130
-LEAST = 5.0
-GRACE = 5.0
+LEAST = 5.0  # seconds, under which no piece is begun
+GRACE = 20.0  # that a piece may go on beyond its time, with what it had begun
 DEFAULTS = Counts()
 
 
@@ -45,10 +45,10 @@ class Piece:
 PIECES = {
     "doctor": Piece("doctor", (), 15, "what is here: versions, GPU, driver, clocks"),
     "engines": Piece("engines", ("tensorrt", "pycuda", "onnx"), 240, "build what is missing"),
-    "latency": Piece("latency", ("tensorrt", "pycuda"), 100, "time portraits, stages, launches and copies"),
+    "latency": Piece("latency", ("tensorrt", "pycuda", "onnx"), 100, "time portraits, stages, launches and copies"),
     "parity": Piece("parity", ("tensorrt", "pycuda", "onnxruntime", "onnx"), 60, "compare with the CPU"),
     "baselines": Piece("baselines", (), 360, "PyTorch and ONNX Runtime beside it, in turn"),
-    "soak": Piece("soak", ("tensorrt", "pycuda"), 40, "many portraits: does anything grow?"),
+    "soak": Piece("soak", ("tensorrt", "pycuda", "onnx"), 40, "many portraits: does anything grow?"),
     "cuda": Piece("cuda_check", ("onnxruntime",), 60, "ONNX Runtime CUDA against its CPU provider"),
     "table": Piece("table", ("onnx",), 25, "floors, verdicts, Markdown; needs no GPU"),
 }
@@ -102,9 +102,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if serving:
             return serve(job)
         pieces = list(PIECES) if options.all else options.pieces
-        unknown = [name for name in pieces if name not in PIECES]
-        if unknown or not pieces:
-            raise InvalidArgument(f"pieces are {', '.join(PIECES)}; {unknown or 'none'} was asked for. Or give --all")
+        if not pieces or not set(pieces) <= PIECES.keys() or (options.all and options.pieces):
+            given = " ".join(options.pieces) or "none"
+            raise InvalidArgument(f"pieces are {', '.join(PIECES)}; {given} was asked for. Or give --all alone")
         states = run_all(job, words) if options.all else {name: run(job, name) for name in pieces}
     except S2FError as error:
         sys.stderr.write(f"run.py: error [{error.code}]: {error}\n")

@@ -5,16 +5,18 @@ Needs onnxruntime-gpu, soundfile, soxr and pillow.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 import runtime
-from benchmarks.gpu.parts import JSON, Part
+from benchmarks.gpu.parts import JSON, NotHere, Part
 from benchmarks.gpu.plan import Job
 from runtime.backends import select
 from runtime.bench import measure as bench
 from runtime.bench import synthetic_speech
+from runtime.errors import S2FError
 
 VOICES, SEEDS = 4, 4
 SECONDS = 20.0
@@ -22,13 +24,16 @@ SECONDS = 20.0
 
 def measure(job: Job, part: Part) -> None:
     """Portraits at the fewest and the most steps, because rounding adds up with them; then times of both devices."""
-    select("cuda")
+    try:
+        select("cuda")
+    except S2FError as reason:
+        raise NotHere(str(reason)) from reason
     counts = sorted(job.bundle.manifest.step_tables)
     for steps in sorted({counts[0], counts[-1]}):
-        part.attempt("portraits", f"{steps} steps", lambda steps=steps: same_portraits(job, steps))  # type: ignore[misc]
+        part.attempt("portraits", f"{steps} steps", functools.partial(same_portraits, job, steps))
     for device in ("cuda", "cpu"):
         job.deadline.need(SECONDS, f"bench on {device}")
-        part.attempt("bench", device, lambda device=device: bench(job.bundle_path, device=device))  # type: ignore[misc]
+        part.attempt("bench", device, functools.partial(bench, job.bundle_path, device=device))
 
 
 def same_portraits(job: Job, steps: int) -> JSON:

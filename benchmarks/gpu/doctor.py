@@ -6,6 +6,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu.parts import JSON, Part
@@ -33,16 +34,16 @@ def measure(job: Job, part: Part) -> None:
     part.attempt("here", "bundle", lambda: {"name": job.bundle.manifest.name, "sha256": job.bundle.identity})
 
 
-def nvidia_smi() -> JSON | None:
+def nvidia_smi(fields: Sequence[str] = FIELDS) -> JSON | None:
     """What nvidia-smi says of the first GPU; None where it is not installed, as on a Jetson."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    command = [program, "--id=0", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader"]
+    command = [program, "--id=0", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     if done.returncode:
         return {"error": (done.stderr or done.stdout).strip()[:300]}
-    return dict(zip(FIELDS, (cell.strip() for cell in done.stdout.strip().split(", ")), strict=False))
+    return dict(zip(fields, (cell.strip() for cell in done.stdout.strip().split(", ")), strict=False))
 
 
 def _l4t() -> str | None:
@@ -57,7 +58,7 @@ def place() -> JSON:
 
     From nvidia-smi where there is one, so that every interpreter says the same.
     """
-    found = nvidia_smi()
+    found = nvidia_smi(("name", "driver_version", "compute_cap"))
     if found is not None and "error" not in found:
         return {"gpu": found["name"], "capability": found["compute_cap"], "driver": found["driver_version"]}
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 import time
@@ -16,14 +17,13 @@ from typing import Any
 
 from benchmarks.gpu.parts import JSON, Part
 from benchmarks.gpu.plan import Job
+from benchmarks.gpu.store import Store
 from export.adaptor import Builder, BuildOptions, builder_package
 from export.derive import derive
 from export.engines import TIMINGS, Request, build
-from export.presets import board, detect
 from runtime.backends import cuda
-from runtime.backends.tensorrt import place_here
 from runtime.cache import Cache, Refused
-from runtime.engines import ENGINES, EngineSpec, Place, engine_key
+from runtime.engines import ENGINES, EngineSpec, Place
 
 logger = logging.getLogger(__name__)
 
@@ -36,59 +36,44 @@ def measure(job: Job, part: Part) -> None:
     works = Works(job)
     try:
         for spec in job.wanted.engines():
-            part.attempt(BUILT, str(spec), lambda spec=spec: works.make(spec, part.results.get(BUILT, {})))  # type: ignore[misc]
+            part.attempt(BUILT, str(spec), functools.partial(works.make, spec, part.results.get(BUILT, {})))
     finally:
         part.put("sizes", "pipelines", growth(part.results.get(BUILT, {})))
-        if all(works.is_built(spec) for arm in job.wanted.headline() for spec in arm.specs()):
-            part.attempt("record", "prepared", lambda: _record(job, works.options(job.wanted.precisions[0])))
+        if all(works.store.can_draw(arm) for arm in job.wanted.headline()):
+            part.attempt("record", "prepared", functools.partial(_record, job, works.store.options))
 
 
 class Works:
-    """Builder, cache and place of one run."""
+    """Builder and cache of one run."""
 
     def __init__(self, job: Job) -> None:
         """Raises BackendMissing, DeviceUnavailable."""
-        module = builder_package()
-        gpu = cuda.describe()
-        preset = detect(board(), gpu.capability, gpu.memory)
-        self._job, self._cache, self._place = job, Cache.default(), place_here(module)
-        self._builder = Builder(module)
-        self._workspace = preset.workspace_mib if job.workspace is None else job.workspace
-        self._optimisation = preset.optimisation if job.optimisation is None else job.optimisation
-
-    def options(self, precision: str) -> BuildOptions:
-        """How engines of a precision are built."""
-        return BuildOptions(self._workspace, self._optimisation, half=precision == "fp16")
-
-    def is_built(self, spec: EngineSpec) -> bool:
-        """Whether the cache has the engine."""
-        return self._cache.path(ENGINES, engine_key(self._job.bundle.manifest, self._place, spec)).exists()
+        self._builder = Builder(builder_package())
+        self._job, self.store = job, Store(job)
 
     def make(self, spec: EngineSpec, known: JSON) -> JSON | None:
         """What building the engine took; None where it is in the cache and what it took is known. Raises OutOfTime."""
-        key = engine_key(self._job.bundle.manifest, self._place, spec)
         kept = None
         with contextlib.suppress(Refused):
-            kept = self._cache.read(ENGINES, key)
+            kept = self.store.cache.read(ENGINES, self.store.key(spec))
         if kept is not None:
             about = {"in_cache": True, "plan_bytes": len(kept)}
             return None if known.get(str(spec), {}).get("plan_bytes") == len(kept) else about
         self._job.deadline.need(expected(spec, known), f"building {spec}")
-        return self._build(spec, key)
+        return self._build(spec)
 
-    def _build(self, spec: EngineSpec, key: dict[str, Any]) -> JSON:
-        begin = time.monotonic()
-        options = self.options(spec.precision)
+    def _build(self, spec: EngineSpec) -> JSON:
+        begin, cache, options = time.monotonic(), self.store.cache, self.store.options
         graph = derive(self._job.bundle, spec.graph, batch=spec.batch, steps=spec.steps, precision=spec.precision)
         derived = time.monotonic() - begin
-        timings_key = _timings_key(self._place, spec)
+        timings_key = _timings_key(self.store.place, spec)
         timings = b""
         with contextlib.suppress(Refused):
-            timings = self._cache.read(TIMINGS, timings_key) or b""
+            timings = cache.read(TIMINGS, timings_key) or b""
         with _lowest_memory() as memory:
             plan, timings = self._builder.build(graph, options, timings=timings)
-        self._cache.write(ENGINES, key, plan)
-        self._cache.write(TIMINGS, timings_key, timings)
+        cache.write(ENGINES, self.store.key(spec), plan)
+        cache.write(TIMINGS, timings_key, timings)
         return {
             "seconds": round(time.monotonic() - begin, 2),
             "derive_seconds": round(derived, 2),
@@ -152,14 +137,14 @@ class _Memory:
 
 @contextlib.contextmanager
 def _lowest_memory() -> Iterator[_Memory]:
-    """Watch the device's free memory from a thread meanwhile, fifty times a second."""
+    """Watch the device's free memory from a thread meanwhile, twenty times a second."""
     seen, over = _Memory(), threading.Event()
 
     def watch() -> None:
         try:
             with contextlib.closing(cuda.Cuda()) as device:
                 before = device.free_memory()
-                while not over.wait(0.02):
+                while not over.wait(0.05):
                     seen.used = max(seen.used or 0, before - device.free_memory())
         except Exception:
             logger.exception("device memory is not watched")

@@ -98,14 +98,14 @@ def floors(parts: dict[str, JSON], counted: Counted) -> JSON:
             cost, uncounted = None, str(reason)
         kernels = value.get("nodes", {}).get("kernel")
         terms = floor_of(cost, kernels, value["h2d"]["ms"] + value["d2h"]["ms"], card)
-        busy = value["ms"].get("graph_busy", {}).get("p50")
+        launched = value["ms"].get("graph_device", {}).get("p50")
         found[name] = {
             "cost": cost,
             "uncounted": uncounted,
             "kernels": kernels,
             "floor_ms": terms,
             "share_end_to_end": _share(terms["floor"], value["ms"]["end_to_end"]["p50"]),
-            "share_of_launches": _share(terms["launch"], busy),
+            "share_of_launches": _share(terms["launch"], launched),
         }
     return found
 

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.gpu import card
 from benchmarks.gpu.chain import Bench, Painting
@@ -26,48 +29,46 @@ from benchmarks.gpu.parts import JSON, Part, timed
 from benchmarks.gpu.plan import (
     Arm,
     Job,
-    Ready,
     groups,
     inputs_of,
     noise_of,
-    record_of,
     stopwatch,
     warm_up,
     work_of,
 )
+from benchmarks.gpu.store import Store
 from runtime.backends.cuda import CaptureFailed, graphs_missing
 from runtime.backends.tensorrt_executor import TensorRTExecutor
 from runtime.bundle import STAGES
-from runtime.cache import Cache
 from runtime.engines import EngineSpec
 from runtime.executor import Clock
 
 PORTRAITS, PER_STAGE, CARD = "portraits", "stages", "card"
 TOGETHER = 10
-SECONDS = 15.0  # what a group of arms may take, opening included: less is not begun
+MOST = 0.3  # seconds of one way in one round, ten times as many for the headline: slow arms are called less often
+SECONDS, LEAST = 15.0, 3.0  # what a group of arms and what one arm may take: less is not begun
 
-Way = Callable[[int], list[float]]
-"""How many runs → milliseconds of each."""
+Way = Callable[[int, float], list[float]]
+"""How many runs, in so many seconds at most → milliseconds of each."""
 Ways = dict[str, Way]
 
 
 def measure(job: Job, part: Part) -> None:
     """The card, then group after group; only engines that are in the cache."""
-    cache = Cache.default()
-    ready = Ready(job.bundle.manifest, cache)
-    _measure_card(job, part, cache)
+    store = Store(job)
+    _measure_card(job, part, store)
     for group in groups(job.wanted.arms(), "precision", "batch"):
-        arms = [arm for arm in group if ready.has([*arm.specs(), *arm.opened()])]
+        arms = [arm for arm in group if store.can_draw(arm)]
         for arm in group:
             if arm not in arms and str(arm) not in part.results.get(PORTRAITS, {}):
                 part.put(PORTRAITS, str(arm), {"error": "its engines are not built"})
         if arms:
             job.deadline.need(SECONDS, f"measuring {arms[0]} and the like")
-            part.attempt("groups", str(arms[0]), lambda arms=arms: _measure_group(job, part, cache, arms))  # type: ignore[misc]
+            part.attempt("groups", str(arms[0]), functools.partial(_measure_group, job, part, store, arms))
 
 
-def _measure_card(job: Job, part: Part, cache: Cache) -> None:
-    with Bench(job.bundle, cache) as bench:
+def _measure_card(job: Job, part: Part, store: Store) -> None:
+    with Bench(job.bundle, store) as bench:
         cuda = bench.cuda
         part.attempt(CARD, "free_bytes", cuda.free_memory)
         part.attempt(CARD, "launch", lambda: card.launch_floor(cuda))
@@ -75,31 +76,32 @@ def _measure_card(job: Job, part: Part, cache: Cache) -> None:
         part.attempt(CARD, "copies", lambda: card.transfer(cuda, card.TRANSFER))
 
 
-def _measure_group(job: Job, part: Part, cache: Cache, arms: list[Arm]) -> JSON:
-    with Group(job, cache, arms) as group:
+def _measure_group(job: Job, part: Part, store: Store, arms: list[Arm]) -> JSON:
+    with Group(job, store, arms) as group:
         before = group.bench.cuda.free_memory()
         for arm in arms:
-            part.attempt(PORTRAITS, str(arm), lambda arm=arm: group.open(arm))  # type: ignore[misc]
+            part.attempt(PORTRAITS, str(arm), functools.partial(group.open, arm))
         about = {arm: part.results[PORTRAITS][str(arm)] for arm in group.ways}
         for _ in range(job.counts.rounds):
             for arm in group.ways:
-                part.attempt("rounds", str(arm), lambda arm=arm: group.run(arm))  # type: ignore[misc]
+                job.deadline.need(LEAST, f"timing {arm}")
+                part.attempt("rounds", str(arm), functools.partial(group.run, arm))
                 part.put(PORTRAITS, str(arm), {**about[arm], "ms": group.milliseconds(arm)})
         for spec in (EngineSpec(stage, arms[0].batch, 0, arms[0].precision) for stage in STAGES):
-            part.attempt(PER_STAGE, str(spec), lambda spec=spec: _measure_stage(job, group.bench, spec))  # type: ignore[misc]
+            part.attempt(PER_STAGE, str(spec), functools.partial(_measure_stage, job, group.bench, spec))
         return {"device_bytes": before - group.bench.cuda.free_memory()}
 
 
 class Group:
     """Arms of one precision and batch size, open at the same time. Close it by `with`."""
 
-    def __init__(self, job: Job, cache: Cache, arms: list[Arm]) -> None:
+    def __init__(self, job: Job, store: Store, arms: list[Arm]) -> None:
         self.ways: dict[Arm, Ways] = {}
-        self._job, self._cache, self._arms = job, cache, arms
+        self._job, self._store, self._arms = job, store, arms
         self._raw: dict[Arm, dict[str, list[float]]] = {}
         self._executors: dict[str, TensorRTExecutor] = {}
         self._stack = contextlib.ExitStack()
-        self.bench = self._stack.enter_context(Bench(job.bundle, cache))
+        self.bench = self._stack.enter_context(Bench(job.bundle, store))
 
     def open(self, arm: Arm) -> JSON:
         """Make everything ready to time an arm; returns what is known of it before."""
@@ -118,11 +120,14 @@ class Group:
         return about
 
     def run(self, arm: Arm) -> None:
-        """One round of every way."""
-        raw = self._raw.setdefault(arm, {})
-        runs = self._job.counts.runs_of(headline=arm in self._job.wanted.headline())
-        for kind, way in self.ways[arm].items():
-            raw.setdefault(kind, []).extend(way(runs))
+        """One round of every way, warmed up once."""
+        raw, job = self._raw.setdefault(arm, {}), self._job
+        headline = arm in job.wanted.headline()
+        ways, runs = self.ways[arm], job.counts.runs_of(headline=headline)
+        warm_up(lambda: ways["end_to_end"](1, 0), job.counts.warm)
+        for kind, way in ways.items():
+            way(3, 0)
+            raw.setdefault(kind, []).extend(way(runs, MOST * (10 if headline else 1)))
 
     def milliseconds(self, arm: Arm) -> JSON:
         """All rounds so far."""
@@ -136,34 +141,29 @@ class Group:
             some = [next(seeds) for _ in range(arm.batch)]
             executor.paint(work_of(manifest, [pcm] * arm.batch, some, arm.steps), Clock())
 
-        return self._wall(paint)
+        return functools.partial(stopwatch, paint)
 
     def _executor(self, form: str) -> TensorRTExecutor:
         """One per form, with the engines of all arms of that form."""
         if form not in self._executors:
-            record = record_of([arm for arm in self._arms if arm.form == form])
-            self._executors[form] = TensorRTExecutor(self._job.bundle, self._cache, record=record)
+            record = self._store.record([arm for arm in self._arms if arm.form == form])
+            self._executors[form] = TensorRTExecutor(self._job.bundle, self._store.cache, record=record)
             self._stack.callback(self._executors[form].close)
         return self._executors[form]
 
     def _device_ways(self, painting: Painting, *, captured: bool) -> Iterator[tuple[str, Way]]:
         timer = card.Timer(self.bench.cuda)
-        yield "enqueue_wall", self._wall(lambda: painting.draw(painting.enqueue))
-        yield "enqueue_device", lambda runs: timer.measure(painting.enqueue, runs)
+
+        def on_device(enqueue: Callable[[], None]) -> Way:
+            return lambda runs, most: timer.measure(enqueue, runs, seconds=most)
+
+        yield "enqueue_wall", functools.partial(stopwatch, lambda: painting.draw(painting.enqueue))
+        yield "enqueue_device", on_device(painting.enqueue)
         if captured:
             launch = painting.launch
-            yield "graph_wall", self._wall(lambda: painting.draw(launch))
-            yield "graph_device", lambda runs: timer.measure(launch, runs)
-            yield "graph_busy", lambda runs: timer.measure(launch, max(1, runs // TOGETHER), together=TOGETHER)
-
-    def _wall(self, call: Callable[[], None]) -> Way:
-        """Wall times of calls, warmed up anew in every round."""
-
-        def way(runs: int) -> list[float]:
-            warm_up(call, self._job.counts.warm)
-            return stopwatch(call, runs)
-
-        return way
+            yield "graph_wall", functools.partial(stopwatch, lambda: painting.draw(launch))
+            yield "graph_device", on_device(launch)
+            yield "graph_busy", functools.partial(_in_a_row, timer, launch)
 
     def __enter__(self) -> Group:
         return self
@@ -171,6 +171,10 @@ class Group:
     def __exit__(self, *error: object) -> None:
         self.ways.clear()
         self._stack.close()
+
+
+def _in_a_row(timer: card.Timer, launch: Callable[[], None], runs: int, most: float) -> list[float]:
+    return timer.measure(launch, max(1, runs // TOGETHER), together=TOGETHER, seconds=most)
 
 
 def _captured(painting: Painting) -> str:
@@ -195,7 +199,7 @@ def _measure_stage(job: Job, bench: Bench, spec: EngineSpec) -> JSON:
     """One engine as a CUDA graph of its own: single launches, and the mean of several in a row."""
     single, timer = bench.single(spec), card.Timer(bench.cuda)
     rng = np.random.default_rng(0)
-    values = {}
+    values: dict[str, npt.NDArray[Any]] = {}
     for name, tensor in bench.tensors(spec)[0].items():
         shape = [int(dim) for dim in tensor.shape]
         values[name] = np.zeros(shape, np.int32) if tensor.dtype == "int32" else rng.standard_normal(shape)
@@ -209,6 +213,6 @@ def _measure_stage(job: Job, bench: Bench, spec: EngineSpec) -> JSON:
         "nodes": card.count_nodes(bench.cuda, single.enqueue),
         "ms": {
             "graph_device": timed(timer.measure(launch, runs)),
-            "graph_busy": timed(timer.measure(launch, max(1, runs // TOGETHER), together=TOGETHER)),
+            "graph_busy": timed(_in_a_row(timer, launch, runs, MOST)),
         },
     }

@@ -19,16 +19,16 @@ import numpy.typing as npt
 
 from benchmarks.gpu.chain import Bench
 from benchmarks.gpu.parts import JSON, Part
-from benchmarks.gpu.plan import Arm, Job, Pcm, Ready, groups, noise_of, options_of, record_of, work_of
-from export.trial import psnr
+from benchmarks.gpu.plan import Arm, Job, Pcm, groups, noise_of, options_of, work_of
+from benchmarks.gpu.store import Store
 from runtime.backends.base import Settings
 from runtime.backends.ort import OrtSession
 from runtime.backends.tensorrt_executor import TensorRTExecutor
 from runtime.bundle import STAGES, Bundle
-from runtime.cache import Cache
 from runtime.engines import EngineSpec
 from runtime.executor import Clock, Executor, Image
 from runtime.machine import usable_cores
+from runtime.portrait import psnr
 
 GRAPHS, PORTRAITS = "graphs", "portraits"
 COSINE = {"fp32": 0.9999, "fp16": 0.999}
@@ -102,21 +102,21 @@ class Reference:
 
 def measure(job: Job, part: Part) -> None:
     """Single engines first, then whole portraits of every form, batch size and number of steps."""
-    ready = Ready(job.bundle.manifest, Cache.default())
+    store = Store(job)
     with contextlib.closing(Reference(job.bundle)) as reference:
         cases, images = reference.draw(job)
     for precision in job.wanted.precisions:
         specs = [spec for spec in job.wanted.engines() if spec.precision == precision and spec.graph in STAGES]
-        _compare_graphs(job, part, [spec for spec in specs if ready.has([spec])], cases)
-        arms = [arm for arm in job.wanted.arms() if arm.precision == precision and ready.has(arm.opened())]
-        _compare_portraits(job, part, arms, images)
+        _compare_graphs(job, part, store, [spec for spec in specs if store.has([spec])], cases)
+        arms = [arm for arm in job.wanted.arms() if arm.precision == precision and store.can_draw(arm)]
+        _compare_portraits(job, part, store, arms, images)
 
 
-def _compare_graphs(job: Job, part: Part, specs: list[EngineSpec], cases: list[Case]) -> None:
+def _compare_graphs(job: Job, part: Part, store: Store, specs: list[EngineSpec], cases: list[Case]) -> None:
     for spec in specs:
         job.deadline.need(SECONDS, f"comparing {spec}")
-        with Bench(job.bundle, Cache.default()) as bench:
-            part.attempt(GRAPHS, str(spec), lambda spec=spec, bench=bench: compare_graph(bench, spec, cases))  # type: ignore[misc]
+        with Bench(job.bundle, store) as bench:
+            part.attempt(GRAPHS, str(spec), functools.partial(compare_graph, bench, spec, cases))
 
 
 def compare_graph(bench: Bench, spec: EngineSpec, cases: list[Case]) -> JSON:
@@ -174,10 +174,10 @@ def worst(values: list[JSON]) -> JSON:
     return found
 
 
-def _compare_portraits(job: Job, part: Part, arms: list[Arm], images: dict[int, list[Image]]) -> None:
+def _compare_portraits(job: Job, part: Part, store: Store, arms: list[Arm], images: dict[int, list[Image]]) -> None:
     for some in groups(arms, "form", "batch"):
         job.deadline.need(SECONDS, f"comparing portraits of {some[0]}")
-        executor = TensorRTExecutor(job.bundle, Cache.default(), record=record_of(some))
+        executor = TensorRTExecutor(job.bundle, store.cache, record=store.record(some))
         with contextlib.closing(executor):
             for arm in some:
                 work = functools.partial(compare_portraits, job, arm, executor, images[arm.steps])
@@ -194,7 +194,7 @@ def compare_portraits(job: Job, arm: Arm, executor: Executor, wanted: list[Image
 
     found = [image for begin in range(0, len(pairs), arm.batch) for image in draw(begin)][: len(pairs)]
     levels = [np.abs(a.astype(np.int16) - b) for a, b in zip(found, wanted, strict=True)]
-    ratios = [min(psnr(a, b), 100.0) for a, b in zip(found, wanted, strict=True)]
+    ratios = [psnr(a, b) for a, b in zip(found, wanted, strict=True)]
     return {
         "pairs": len(pairs),
         "recordings": job.speech is not None,

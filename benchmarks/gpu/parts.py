@@ -37,6 +37,10 @@ class OutOfTime(Exception):  # noqa: N818 - says what happened
     """The time given is over, or too short for what comes next; the message says for what."""
 
 
+class NotHere(Exception):  # noqa: N818 - says what happened
+    """What a piece measures does not exist on this machine or in this interpreter; the message says what is missing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Deadline:
     """When to stop: `seconds` from now on; None never."""
@@ -155,6 +159,8 @@ class _Collector(logging.Handler):
         self.lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == __name__:  # of a unit that failed: its result says so
+            return
         line = f"{record.name}: {record.getMessage()}"[:500]
         if line not in self.lines and len(self.lines) < self.LIMIT:
             self.lines.append(line)
@@ -167,6 +173,8 @@ def run_part(part: Part, work: Callable[[Part], None]) -> str:
             work(part)
         except OutOfTime as reason:
             part.end("stopped", str(reason))
+        except NotHere as reason:
+            part.end("skipped", str(reason))
         except Exception as error:
             logger.exception("%s", part.path.stem)
             part.end("failed", describe(error))

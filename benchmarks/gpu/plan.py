@@ -16,11 +16,9 @@ import numpy.typing as npt
 
 from benchmarks.gpu.parts import Deadline
 from runtime.audio import load_speech
-from runtime.backends.tensorrt import package, place_here
 from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, Bundle, Manifest, read_bundle
-from runtime.cache import Cache
-from runtime.engines import ENGINES, MAX_BATCH, PRECISIONS, EngineSpec, Prepared, engine_key
+from runtime.engines import MAX_ENGINE_BATCH, PRECISIONS, EngineSpec
 from runtime.errors import S2FError
 from runtime.executor import Work
 from runtime.noise import seeded_noise
@@ -30,7 +28,7 @@ from runtime.specs import SAMPLE_RATE
 logger = logging.getLogger(__name__)
 
 FORMS = ("stages", "pipeline")
-BATCHES = (1, 4, MAX_BATCH)
+BATCHES = (1, 4, MAX_ENGINE_BATCH)
 SUFFIXES = (".flac", ".wav")
 
 Pcm = npt.NDArray[np.float32]
@@ -54,10 +52,6 @@ class Arm:
         if self.form == "pipeline":
             return [EngineSpec("pipeline", self.batch, self.steps, self.precision)]
         return [EngineSpec(stage, self.batch, 0, self.precision) for stage in STAGES]
-
-    def opened(self) -> list[EngineSpec]:
-        """The engines an executor opens for it: the stages of batch 1 and of its own besides."""
-        return [*record_of([self]).engines()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +105,7 @@ class Counts:
     voices: int = 8
     seeds: int = 8
     soak: int = 10_000
-    warm: float = 0.3
+    warm: float = 0.1
 
     def runs_of(self, *, headline: bool) -> int:
         """Timed calls per round."""
@@ -158,12 +152,6 @@ class Job:
         return [(pcm, index * seeds + seed) for index, pcm in enumerate(self.voices) for seed in range(seeds)]
 
 
-def record_of(arms: Sequence[Arm]) -> Prepared:
-    """What makes an executor draw like these arms, which share form and precision."""
-    pipelines = tuple((arm.batch, arm.steps) for arm in arms if arm.form == "pipeline")
-    return Prepared(arms[0].precision, tuple(sorted({1, *(arm.batch for arm in arms)})), pipelines)
-
-
 def groups(arms: Sequence[Arm], *fields: str) -> list[list[Arm]]:
     """Arms that share these fields, in the order of their first."""
     found: dict[tuple[object, ...], list[Arm]] = {}
@@ -206,19 +194,6 @@ def inputs_of(manifest: Manifest, pcm: npt.NDArray[np.float32], noise: npt.NDArr
 def work_of(manifest: Manifest, voices: Sequence[Pcm], seeds: Sequence[int], steps: int) -> Work:
     """Portraits at default options, one for every voice and its seed."""
     return Work(np.stack(list(voices)), list(seeds), manifest.table(steps), options_of(manifest))
-
-
-class Ready:
-    """Which engines lie in the cache, for the TensorRT, GPU and driver here."""
-
-    def __init__(self, manifest: Manifest, cache: Cache) -> None:
-        """Raises BackendMissing, DeviceUnavailable."""
-        self._manifest, self._cache, self._place = manifest, cache, place_here(package())
-
-    def has(self, specs: Sequence[EngineSpec]) -> bool:
-        """Whether all of them do."""
-        keys = (engine_key(self._manifest, self._place, spec) for spec in specs)
-        return all(self._cache.path(ENGINES, key).exists() for key in keys)
 
 
 def warm_up(call: Callable[[], object], seconds: float) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu.parts import JSON, OutOfTime, Part
-from benchmarks.gpu.plan import Arm, Job, Ready, record_of, work_of
+from benchmarks.gpu.plan import Arm, Job, work_of
+from benchmarks.gpu.store import Store
 from runtime.backends.cuda import Cuda
 from runtime.backends.tensorrt_executor import TensorRTExecutor
-from runtime.cache import Cache
 from runtime.errors import NotPrepared
 from runtime.executor import Clock
 
@@ -26,14 +26,14 @@ ALLOWED = 4 << 20  # bytes: the driver hands memory out in pieces of 2 MiB, the 
 
 def measure(job: Job, part: Part) -> None:
     """The portraits the goals speak of, by one engine where it is built, by the stages else."""
-    ready = Ready(job.bundle.manifest, Cache.default())
-    arms = [arm for arm in job.wanted.headline() if ready.has(arm.opened())]
+    store = Store(job)
+    arms = [arm for arm in job.wanted.headline() if store.can_draw(arm)]
     if not arms:
         raise NotPrepared("No engines are built for the default number of steps. Run the piece engines first")
-    part.attempt(SOAK, str(arms[-1]), lambda: soak(job, arms[-1]))
+    part.attempt(SOAK, str(arms[-1]), lambda: soak(job, store, arms[-1]))
 
 
-def soak(job: Job, arm: Arm) -> JSON:
+def soak(job: Job, store: Store, arm: Arm) -> JSON:
     """Draw with changing voices and seeds; stops early where the time is over, and says so by its count."""
     count, manifest, voices = job.counts.soak, job.bundle.manifest, itertools.cycle(job.voices)
     milliseconds = np.zeros(count)
@@ -42,7 +42,7 @@ def soak(job: Job, arm: Arm) -> JSON:
     drawn = 0
     with (
         contextlib.closing(Cuda()) as device,
-        contextlib.closing(TensorRTExecutor(job.bundle, Cache.default(), record=record_of([arm]))) as executor,
+        contextlib.closing(TensorRTExecutor(job.bundle, store.cache, record=store.record([arm]))) as executor,
     ):
         for seed in range(count):
             if seed % every == 0:

@@ -32,8 +32,9 @@ def measure(job: Job, part: Part) -> None:
         cost = count(derive(job.bundle, graph, batch=batch, steps=steps, precision=precision))
         return dataclasses.asdict(cost)
 
-    part.put("summary", "floors", floors(parts, counted))
-    part.put("summary", "verdicts", verdicts(parts, job.wanted.headline()))
+    limits = floors(parts, counted)
+    part.put("summary", "floors", limits)
+    part.put("summary", "verdicts", verdicts(parts, job.wanted.headline(), limits))
     ours = min((name_of(arm) for arm in job.wanted.headline()), key=lambda name: _median(parts, name))
     part.put("summary", "times_faster", {ours: speedups(group(parts, "baselines", WAYS), ours)})
     sys.stdout.write(to_markdown({**parts, "table": part.data}) + "\n")
@@ -144,7 +145,7 @@ def _latency(parts: Parts) -> Iterator[str]:
         )
     heads = (
         *("arm, ms", "p50", "p90", "p99", "graph, wall", "enqueue, wall", "graph, device", "enqueue, device"),
-        *("graph, in a row", "kernels", "floor", "of the floor", "launches of the row"),
+        *("graph, in a row", "kernels", "floor", "floor / p50", "launches / graph, device"),
     )
     yield from _table(heads, rows)
 

@@ -7,6 +7,7 @@ timestep) is left out here too. The front end stays float32, as in the engines; 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -170,8 +171,7 @@ def captured(painter: Painter, canvas: Canvas) -> Run:
 
 def compiled(painter: Painter, canvas: Canvas, **options: Any) -> Run:
     """torch.compile of the whole portrait in one; by default max-autotune, which brings CUDA graphs of its own."""
-    options = options or {"mode": "max-autotune"}
-    program = torch.compile(painter, dynamic=False, **options)
+    program = torch.compile(painter, fullgraph=True, dynamic=False, **(options or {"mode": "max-autotune"}))
     for _ in range(4):  # compile, warm up, record, replay
         program(*canvas.device)
     return lambda: program(*canvas.device)
@@ -243,7 +243,7 @@ def probe(device: str) -> JSON:
         a, b = (torch.randn(size, size, dtype=torch.float32, device=device).to(kind) for _ in range(2))
         for _ in range(3):
             a @ b
-        found[name] = round(2 * size**3 * PRODUCTS / _seconds(lambda a=a, b=b: a @ b, device) / 1e12, 2)  # type: ignore[misc]
+        found[name] = round(2 * size**3 * PRODUCTS / _seconds(functools.partial(torch.matmul, a, b), device) / 1e12, 2)
     return found
 
 

@@ -21,9 +21,13 @@ COMPILED = "torch compile max-autotune fp16"
 Parts = dict[str, JSON]
 
 
-def verdicts(parts: Parts, headline: list[Arm]) -> list[JSON]:
-    """One line per goal: goal, limit, what was measured, and met, missed or not measured."""
-    return [*_engines(parts), *_parity(parts), *_soak(parts), *_speed(parts, headline), *_onnxruntime(parts)]
+def verdicts(parts: Parts, headline: list[Arm], floors: JSON) -> list[JSON]:
+    """One line per goal: goal, limit, what was measured, and met, missed or not measured.
+
+    `headline`: the arms the goals speak of; `floors`: what `benchmarks.gpu.floor.floors` gives.
+    """
+    speed = _speed(parts, headline, floors)
+    return [*_engines(parts), *_parity(parts), *_soak(parts), *speed, *_onnxruntime(parts)]
 
 
 def _line(goal: str, limit: str, measured: Any, met: bool | None) -> JSON:
@@ -33,10 +37,10 @@ def _line(goal: str, limit: str, measured: Any, met: bool | None) -> JSON:
 
 def _engines(parts: Parts) -> Iterator[JSON]:
     built = parts.get("engines", {}).get("results", {}).get(BUILT, {})
-    good = sum("plan_bytes" in value for value in built.values())
-    whole = parts.get("engines", {}).get("state") == "done"
-    met = None if not built else good == len(built) and whole
-    yield _line("all engines build", "every one asked for", f"{good} of {len(built)}" if built else None, met)
+    good, state = sum("plan_bytes" in value for value in built.values()), parts.get("engines", {}).get("state")
+    met = None if not built or (good == len(built) and state != "done") else good == len(built)
+    said = f"{good} of {len(built)}{'' if state == 'done' else f', {state}'}" if built else None
+    yield _line("all engines build", "every one asked for", said, met)
     ratios = [r for sizes in group(parts, "engines", "sizes").get("pipelines", {}).values() for r in sizes.values()]
     worst = max(ratios, default=None)
     limit = f"< {RATIO_LIMIT:g} × that of fewest steps"
@@ -69,7 +73,9 @@ def _lowest(seen: list[float | None], *, failed: bool, limit: float) -> tuple[fl
     least = min(numbers, default=None)
     if not seen and not failed:
         return None, None
-    return least, least is not None and least >= limit and len(numbers) == len(seen) and not failed
+    return None if least is None else round(least, 6), least is not None and least >= limit and len(numbers) == len(
+        seen
+    ) and not failed
 
 
 def _soak(parts: Parts) -> Iterator[JSON]:
@@ -84,10 +90,11 @@ def _soak(parts: Parts) -> Iterator[JSON]:
     yield _line("memory of device and host does not grow", limit, f"{run['portraits']} portraits: {grown}", enough)
 
 
-def _speed(parts: Parts, headline: list[Arm]) -> Iterator[JSON]:
+def _speed(parts: Parts, headline: list[Arm], floors: JSON) -> Iterator[JSON]:
     arms, ways = group(parts, "latency", "portraits"), group(parts, "baselines", WAYS)
     timed = {arm: arms[str(arm)]["ms"]["end_to_end"] for arm in headline if "ms" in arms.get(str(arm), {})}
     goal = "PCM to pixels, batch 1, default steps"
+    arm = None
     if timed:
         arm = min(timed, key=lambda one: timed[one]["p50"])
         p50, p99 = timed[arm]["p50"], timed[arm]["p99"]
@@ -97,6 +104,10 @@ def _speed(parts: Parts, headline: list[Arm]) -> Iterator[JSON]:
     else:
         yield _line(goal, f"p50 ≤ {MOST_MS:g} ms", None, None)
         yield _line("its tail", f"p99 ≤ {TAIL:g} × p50", None, None)
+    limits = floors.get(str(arm), {})
+    share = limits.get("share_of_launches")
+    said = None if share is None else f"{limits['kernels']} kernels, {100 * share:.0f} %"
+    yield _line("kernels per portrait, share of the launch floor", "reported", said, None if said is None else True)
     ratios = [speedups(ways, name_of(arm)).get(COMPILED) for arm in headline]
     best = max((ratio["times"] for ratio in ratios if ratio), default=None)
     yield _line(

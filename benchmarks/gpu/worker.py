@@ -14,7 +14,9 @@ An answer with "error" says what went wrong.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
+import logging
 import os
 import queue
 import signal
@@ -31,8 +33,11 @@ from benchmarks.gpu.plan import Job, stopwatch, warm_up
 from runtime.doctor import package_versions
 from runtime.errors import BackendFailed
 
+logger = logging.getLogger(__name__)
+
 SCRIPT = Path(__file__).with_name("run.py")
 LOG = "worker.log"
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 GRACE = 10.0
 
 
@@ -90,18 +95,26 @@ def versions() -> dict[str, str | None]:
 
 def serve(job: Job) -> int:
     """Answer requests from standard input until it ends. What libraries print goes to standard error."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     local = Local(job)
     for line in sys.stdin:
         try:
             answer = local.ask(json.loads(line))
-        except Exception as error:  # noqa: BLE001 - told to the one who asked
+        except Exception as error:
+            logger.exception("%s", line.strip())
             answer = {"error": describe(error)}
         answers.write(json.dumps(plain(answer)) + "\n")
         answers.flush()
     local.close()
     return 0
+
+
+def _end_with_parent() -> None:
+    """Where Linux can: a parent that is killed takes this process with it, also in the middle of a compilation."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Remote:
@@ -189,21 +202,21 @@ def arguments_of(job: Job) -> list[str]:
 
 
 def foreign(environment: Mapping[str, str], path: str) -> dict[str, str]:
-    """The environment for another interpreter: without what belongs to this one's own folder, with `path` first.
+    """The environment for another interpreter: `path` is its PYTHONPATH, whatever this one's is.
 
-    A packed interpreter finds its home, packages and libraries by PYTHONHOME, PYTHONPATH and LD_LIBRARY_PATH, none of
-    which another must see.
+    A packed interpreter finds its home, packages and libraries by PYTHONHOME, PYTHONPATH and LD_LIBRARY_PATH. Another
+    must see none of them; what else is in LD_LIBRARY_PATH may be the driver's.
     """
     home = environment.get("PYTHONHOME")
     kit = str(Path(home).resolve().parent) if home else None
-    found = {name: value for name, value in environment.items() if name != "PYTHONHOME"}
-    for name in ("PYTHONPATH", "LD_LIBRARY_PATH"):
-        entries = [entry for entry in found.pop(name, "").split(os.pathsep) if entry and not _below(entry, kit)]
-        entries = [*(path.split(os.pathsep) if path and name == "PYTHONPATH" else ()), *entries]
-        if entries:
-            found[name] = os.pathsep.join(entries)
-    return found
+    found = {name: value for name, value in environment.items() if name not in ("PYTHONHOME", "PYTHONPATH")}
+    if path:
+        found["PYTHONPATH"] = path
+    libraries = found.pop("LD_LIBRARY_PATH", "").split(os.pathsep)
+    kept = [entry for entry in libraries if entry and not _below(entry, kit)]
+    return {**found, "LD_LIBRARY_PATH": os.pathsep.join(kept)} if kept else found
 
 
 def _below(entry: str, kit: str | None) -> bool:
-    return kit is not None and Path(kit) in (Path(entry).resolve(), *Path(entry).resolve().parents)
+    place = Path(entry).resolve()
+    return kit is not None and Path(kit) in (place, *place.parents)

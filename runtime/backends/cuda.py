@@ -26,14 +26,22 @@ logger = logging.getLogger(__name__)
 ALIGNMENT = 256
 """Bytes: what TensorRT asks of a tensor's address, and what every allocation of CUDA has."""
 
+NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: what the host program does on the default stream neither waits for us nor ends a capture."""
+
+_TEGRA_FILE = Path("/etc/nv_tegra_release")
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """The device CUDA lists first (CUDA_VISIBLE_DEVICES decides which that is). `memory`: bytes in all."""
+    """The device CUDA lists first (CUDA_VISIBLE_DEVICES decides which that is).
+
+    `processors`: multiprocessors, which alone tell the modules of a Jetson family apart; `memory`: bytes in all.
+    """
 
     name: str
+    processors: int
     capability: str
     driver: str
     memory: int
@@ -44,7 +52,8 @@ def describe() -> Gpu:
     driver = _pycuda()
     device = _first(driver)
     major, minor = device.compute_capability()
-    return Gpu(device.name(), f"{major}.{minor}", _driver_version(driver), int(device.total_memory()))
+    processors = int(device.get_attribute(driver.device_attribute.MULTIPROCESSOR_COUNT))
+    return Gpu(device.name(), processors, f"{major}.{minor}", _driver_version(driver), int(device.total_memory()))
 
 
 class CaptureFailed(Exception):  # noqa: N818 - says what happened
@@ -65,7 +74,7 @@ class Cuda:
         self._graphs: list[Any] = []
         try:
             with self._translated("making a stream"):
-                self._stream = self._driver.Stream()
+                self._stream = self._driver.Stream(NON_BLOCKING)
         except BaseException:
             self.close()
             raise
@@ -125,6 +134,8 @@ class Cuda:
         finally:
             ended = api.cuStreamEndCapture(stream)
         if problem:
+            if ended[0] == api.CUresult.CUDA_SUCCESS:
+                api.cuGraphDestroy(ended[1])
             raise CaptureFailed(problem)
         graph = _ok(api, ended)
         try:
@@ -144,8 +155,9 @@ class Cuda:
         """Give everything back, the context last. Closing twice is harmless."""
         if self._context is None:
             return
-        with contextlib.suppress(Exception):  # a device that failed before fails here too, and the context goes anyway
-            for executable in self._graphs:
+        # A device that failed before fails in each of these too, and the context goes anyway.
+        for executable in self._graphs:
+            with contextlib.suppress(Exception):
                 _graph_api().cuGraphExecDestroy(executable)
         for block in self._allocations:
             with contextlib.suppress(Exception):
@@ -174,6 +186,13 @@ class Cuda:
 _RESTART = "Start the process again, and run `s2f doctor` if it comes back"
 
 
+def install_cure() -> str:
+    """What to run where TensorRT or pycuda is missing."""
+    if _TEGRA_FILE.exists():
+        return "Run: step 2 of docs/jetson.md, since a Jetson has TensorRT from JetPack and never from pip"
+    return 'Run: pip install "s2f-edge[trt]"'
+
+
 def graphs_missing() -> str:
     """Why no CUDA graphs can be used here, empty if they can."""
     try:
@@ -185,9 +204,7 @@ def graphs_missing() -> str:
 
 def _pycuda() -> Any:
     if importlib.util.find_spec("pycuda") is None:
-        raise BackendMissing(
-            'pycuda is not installed. Run: pip install "s2f-edge[trt]" (on a Jetson see docs/jetson.md)'
-        )
+        raise BackendMissing(f"pycuda is not installed. {install_cure()}")
     try:
         import pycuda.driver
     except ImportError as error:

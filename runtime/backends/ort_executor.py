@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..bundle import Bundle, Manifest
 from ..cache import Cache, Refused
 from ..engines import ENGINES, EngineSpec, Place, Prepared, engine_key, engine_tensors, read_record
-from ..errors import S2FError
+from ..errors import NotPrepared, S2FError
 from ..executor import Clock, Executor, Image, StepwiseExecutor, Work, portrait
 from ..noise import seeded_noise
 from . import ort
@@ -36,22 +36,31 @@ class OrtExecutor(Executor):
     def __init__(
         self, bundle: Bundle, settings: Settings, cache: Cache | None = None, *, record: Prepared | None = None
     ) -> None:
-        """`record`: these fused graphs, instead of those that were recorded. Raises what `Session` raises."""
-        manifest = bundle.manifest
+        """`record`: these fused graphs, which must open, instead of those that were recorded, which may fail.
+
+        Raises what `Session` raises, and NotPrepared for a graph of `record`.
+        """
         cache = Cache.default() if cache is None else cache
         self._stages = StepwiseExecutor(bundle, ort.OrtSession, settings)
         self._fused: dict[int, FusedGraph] = {}
         try:
-            for spec in (_recorded(cache, manifest) if record is None else record).engines():
-                data = cache.read(ENGINES, engine_key(manifest, place_here(), spec))
-                if data is not None:
-                    self._fused[spec.steps] = FusedGraph(data, manifest, spec, settings)
+            self._open_fused(bundle.manifest, settings, cache, record)
         except (Refused, S2FError) as reason:
-            logger.warning("the stages run one by one, the fused graphs cannot be used: %s", reason)
             self._fused.clear()
+            if record is not None:
+                self.close()
+                raise
+            logger.warning("the stages run one by one, the fused graphs cannot be used: %s", reason)
         except BaseException:
             self.close()
             raise
+
+    def _open_fused(self, manifest: Manifest, settings: Settings, cache: Cache, record: Prepared | None) -> None:
+        for spec in (_recorded(cache, manifest) if record is None else record).engines():
+            data = cache.read(ENGINES, engine_key(manifest, place_here(), spec))
+            if data is None:
+                raise NotPrepared(f"{spec} is missing from the cache. Run: s2f prepare BUNDLE --device cuda")
+            self._fused[spec.steps] = FusedGraph(data, manifest, spec, settings)
 
     def paint(self, work: Work, clock: Clock) -> list[Image]:
         """See `Executor.paint`. A single portrait of a number of steps with a fused graph is one launch."""
@@ -77,14 +86,14 @@ class FusedGraph:
         inputs, outputs = engine_tensors(manifest, spec)
         self._binding = self._session.io_binding()
         self._inputs: dict[str, Any] = {}
-        for name, tensor in inputs.items():
-            zeros = np.zeros([int(dim) for dim in tensor.shape], tensor.dtype)
-            self._inputs[name] = library.OrtValue.ortvalue_from_numpy(zeros, memory, 0)
-            self._binding.bind_ortvalue_input(name, self._inputs[name])
-        image = outputs["image"]
-        shape = [int(dim) for dim in image.shape]
-        self._image = library.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, memory, 0)
-        self._binding.bind_ortvalue_output("image", self._image)
+        shape = [int(dim) for dim in outputs["image"].shape]
+        with ort.translated("ONNX Runtime cannot allocate the tensors of the fused graph"):
+            for name, tensor in inputs.items():
+                zeros = np.zeros([int(dim) for dim in tensor.shape], tensor.dtype)
+                self._inputs[name] = library.OrtValue.ortvalue_from_numpy(zeros, memory, 0)
+                self._binding.bind_ortvalue_input(name, self._inputs[name])
+            self._image = library.OrtValue.ortvalue_from_shape_and_type(shape, np.uint8, memory, 0)
+            self._binding.bind_ortvalue_output("image", self._image)
 
     def run(self, work: Work) -> Image:
         """One portrait. Raises BackendFailed, DeviceOutOfMemory."""
@@ -92,9 +101,9 @@ class FusedGraph:
         noise = seeded_noise(work.seeds[0], shape)[None]
         options = {name: np.array([value], np.float32) for name, value in work.options.items()}
         values: dict[str, npt.NDArray[np.float32]] = {**options, "pcm": work.pcm, "noise": noise}
-        for name, tensor in self._inputs.items():
-            tensor.update_inplace(values[name])
         with ort.translated("ONNX Runtime failed in the fused graph"):
+            for name, tensor in self._inputs.items():
+                tensor.update_inplace(values[name])
             self._session.run_with_iobinding(self._binding)
             pixels = self._image.numpy()[0]
         return portrait(pixels)

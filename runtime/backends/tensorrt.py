@@ -52,10 +52,7 @@ def package() -> Any:
     """The module `tensorrt`, or `tensorrt_lean` where that alone is installed. Raises BackendMissing."""
     found = next((name for name in PACKAGES if importlib.util.find_spec(name) is not None), None)
     if found is None:
-        raise BackendMissing(
-            'TensorRT is not installed. Run: pip install "s2f-edge[trt]" (a Jetson has it from JetPack, see '
-            "docs/jetson.md)"
-        )
+        raise BackendMissing(f"TensorRT is not installed. {cuda.install_cure()}")
     try:
         module = importlib.import_module(found)
     except Exception as error:  # the package loads its libraries at import and raises whatever that raises
@@ -80,7 +77,7 @@ def place_here(module: Any) -> Place:
     """What engines of this process are keyed by. Raises BackendMissing, DeviceUnavailable."""
     gpu = cuda.describe()
     backend = LEAN if module.__name__ == "tensorrt_lean" else f"{NAME} {module.__version__}"
-    return Place(backend, gpu.capability, gpu.name, gpu.driver)
+    return Place(backend, gpu.capability, f"{gpu.name}, {gpu.processors} multiprocessors", gpu.driver)
 
 
 def prepared(manifest: Manifest, cache: Cache, place: Place) -> Prepared:
@@ -107,14 +104,17 @@ def is_prepared(manifest: Manifest) -> bool:
     return True
 
 
-def make_logger(module: Any) -> Any:
+def make_logger(trt: Any) -> Any:
     """A TensorRT logger that hands on to `logging` and remembers the last error in `last_error`."""
-    severity = module.ILogger.Severity
-    levels = {severity.INTERNAL_ERROR: logging.ERROR, severity.ERROR: logging.ERROR, severity.WARNING: logging.INFO}
+    levels = {
+        trt.ILogger.Severity.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.Severity.ERROR: logging.ERROR,
+        trt.ILogger.Severity.WARNING: logging.INFO,
+    }
 
-    class Logger(module.ILogger):  # type: ignore[misc]  # a class known at run time only
+    class Logger(trt.ILogger):  # type: ignore[misc]  # a class known at run time only
         def __init__(self) -> None:
-            module.ILogger.__init__(self)
+            trt.ILogger.__init__(self)
             self.last_error = ""
 
         def log(self, level: Any, message: str) -> None:
@@ -134,10 +134,10 @@ class Runtime:
         self.logger = make_logger(module)
         self._runtime = module.Runtime(self.logger)
 
-    def load(self, spec: EngineSpec) -> Engine:
+    def load(self, spec: EngineSpec, options: Mapping[str, str | int]) -> Engine:
         """Raises NotPrepared (absent, refused), BackendFailed (other tensors), DeviceOutOfMemory."""
         try:
-            data = self._cache.read(ENGINES, engine_key(self._manifest, self._place, spec))
+            data = self._cache.read(ENGINES, engine_key(self._manifest, self._place, spec, options))
         except Refused as reason:
             raise NotPrepared(f"The engine {spec} is refused: {reason}. {PREPARE}") from None
         if data is None:
@@ -146,6 +146,7 @@ class Runtime:
 
     def deserialise(self, data: bytes, spec: EngineSpec) -> Engine:
         """An engine from bytes that are trusted."""
+        self.logger.last_error = ""
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             problem = self.logger.last_error
@@ -186,10 +187,13 @@ class Engine:
     def enqueue(self, tensors: Mapping[str, int], stream: int) -> None:
         """Put one execution on the stream with these addresses. Raises BackendFailed."""
         context = self._context
+        self._logger.last_error = ""
         for name, address in tensors.items():
             if not context.set_tensor_address(name, address):
                 raise BackendFailed(f"TensorRT does not take the address of {name} in {self.spec}: {self._last()}")
         if not context.execute_async_v3(stream):
+            if "memory" in self._logger.last_error.lower():
+                raise DeviceOutOfMemory(f"TensorRT ran out of memory in {self.spec}: {self._last()}")
             raise BackendFailed(f"TensorRT failed in {self.spec}: {self._last()}")
 
     def _last(self) -> str:

@@ -39,31 +39,39 @@ class TensorRTExecutor(Executor):
 
         Raises NotPrepared, BackendMissing, DeviceUnavailable, BackendFailed, DeviceOutOfMemory.
         """
-        self._lanes: dict[int, Lane] = {}
-        self._cuda: Cuda | None = None
-        self._owner = Owner("s2f-cuda", self._give_back)
+        self._gpu = Gpu()
+        self._owner = Owner("s2f-cuda", self._gpu.give_back)
         try:
-            self._owner.call(self._open, bundle.manifest, Cache.default() if cache is None else cache, record)
+            self._owner.call(self._gpu.open, bundle.manifest, Cache.default() if cache is None else cache, record)
         except BaseException:
             self._owner.close()
             raise
 
     def paint(self, work: Work, clock: Clock) -> list[Image]:
         """See `Executor.paint`. Only the whole is measured: the graphs are one launch."""
-        return self._owner.call(self._paint, work)
+        return self._owner.call(self._gpu.paint, work)
 
     def close(self) -> None:
         """Give the GPU's memory back and end the thread."""
         self._owner.close()
 
-    def _open(self, manifest: Manifest, cache: Cache, record: Prepared | None) -> None:
+
+class Gpu:
+    """All that lives on the GPU, for the owner's thread alone."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, Lane] = {}
+        self._cuda: Cuda | None = None
+
+    def open(self, manifest: Manifest, cache: Cache, record: Prepared | None) -> None:
+        """Load the engines, allocate, and capture the program of the default steps. See `TensorRTExecutor`."""
         module = package()
         place = place_here(module)
         if record is None:
             record = prepared(manifest, cache, place)
         self._cuda = Cuda()
         runtime = Runtime(module, cache, manifest, place)
-        engines = {spec: runtime.load(spec) for spec in record.engines()}
+        engines = {spec: runtime.load(spec, record.options) for spec in record.engines()}
         size = max(engine.scratch for engine in engines.values())
         scratch = self._cuda.allocate(max(size, ALIGNMENT))
         for engine in engines.values():
@@ -72,7 +80,8 @@ class TensorRTExecutor(Executor):
         self._lanes.update((batch, Lane(opened, batch)) for batch in record.batches)
         self._lanes[1].program(manifest.table())  # the first portrait shall not wait for it
 
-    def _paint(self, work: Work) -> list[Image]:
+    def paint(self, work: Work) -> list[Image]:
+        """See `Executor.paint`."""
         images: list[Image] = []
         one_voice = len(work.pcm) < len(work.seeds)
         last: Lane | None = None
@@ -84,7 +93,7 @@ class TensorRTExecutor(Executor):
             last = lane
         return images
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         """The owner's last work. Engines go before the context they live in."""
         self._lanes.clear()
         if self._cuda is not None:

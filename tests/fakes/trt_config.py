@@ -87,7 +87,7 @@ class IBuilderConfig:
         return self._cache
 
     def set_tactic_sources(self, tactic_sources: int) -> bool:
-        self._tactics = int(tactic_sources)
+        self._tactics = self._settings["tactic_sources"] = int(tactic_sources)
         return True
 
     def get_tactic_sources(self) -> int:

@@ -36,6 +36,7 @@ class Runtime:
     @engine_host_code_allowed.setter
     def engine_host_code_allowed(self, value: bool) -> None:
         self._host_code = bool(value)
+        self._world.host_code = self._world.host_code or self._host_code
 
     @property
     def max_threads(self) -> int:

@@ -100,6 +100,7 @@ class World:
     violations: list[str] = dataclasses.field(default_factory=list)
     log: list[str] = dataclasses.field(default_factory=list)  # what TensorRT told its logger, "ERROR: ..."
     modules: dict[str, types.ModuleType] = dataclasses.field(default_factory=dict)
+    host_code: bool = False  # somebody has let engines run code of the host
     builds: list[Any] = dataclasses.field(default_factory=list)  # one Build for each build that began
     lock: Any = dataclasses.field(default_factory=threading.RLock, repr=False)
     gpu: Any = dataclasses.field(default=None, repr=False)
