@@ -154,9 +154,21 @@ class ParityFailed(S2FError):
 
 
 class Closed(S2FError):
-    """A pipeline was used after it had been closed."""
+    """A pipeline or stream was used after it had been closed."""
 
     code = 80
+
+
+class Cancelled(S2FError):
+    """The caller's progress function asked for the end of the call."""
+
+    code = 81
+
+
+class TimedOut(S2FError):
+    """The call did not end within the time the caller gave it."""
+
+    code = 82
 
 
 ALL_ERRORS: tuple[type[S2FError], ...] = (
@@ -183,6 +195,8 @@ ALL_ERRORS: tuple[type[S2FError], ...] = (
     TrainingDiverged,
     ParityFailed,
     Closed,
+    Cancelled,
+    TimedOut,
 )
 """Every concrete error, by rising code."""
 

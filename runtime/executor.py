@@ -21,6 +21,7 @@ from .bundle import Bundle, StepTable
 from .errors import BackendFailed
 from .noise import seeded_noise
 from .portrait import Timings
+from .watch import Watch
 
 MAX_BATCH = 8
 """Portraits made at once; longer lists are made in parts, so that memory does not grow with them."""
@@ -30,15 +31,24 @@ Image = npt.NDArray[np.uint8]
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one call draws. `pcm`: float32 [S, samples]; `seeds`: K of them, and S is K, or 1 for one voice for all.
+    """What one call draws. `voices`: pcm float32 [S, samples], or with `encoded` conditions float32 [S, tokens, width]
+    as `Executor.encode` gives them; `seeds`: K of them, and S is K, or 1 for one voice for all.
 
-    `options`: the values of all options of the contract by name; a graph is given those it has an input for.
+    `options`: the values of all options of the contract by name; a graph is given those it has an input for. `watch`:
+    told of the steps done, of all that there are; raises what ends the call.
     """
 
-    pcm: npt.NDArray[np.float32]
+    voices: npt.NDArray[np.float32]
     seeds: list[int]
     table: StepTable
     options: Mapping[str, float]
+    encoded: bool = False
+    watch: Watch = dataclasses.field(default_factory=Watch)
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of one portrait."""
+        return len(self.table.timesteps)
 
 
 class Clock:
@@ -62,7 +72,9 @@ class Clock:
         total = time.perf_counter_ns() - self._begin
         spent = {stage: value / 1e6 for stage, value in self._spent.items()}
         steps = tuple(value for stage, value in sorted((s, v) for s, v in spent.items() if isinstance(s, int)))
-        return Timings(spent["audio"], spent.get("encoder"), steps, spent.get("decoder"), spent["graphs"], total / 1e6)
+        return Timings(
+            spent.get("audio", 0.0), spent.get("encoder"), steps, spent.get("decoder"), spent["graphs"], total / 1e6
+        )
 
 
 class Executor(abc.ABC):
@@ -70,7 +82,11 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def paint(self, work: Work, clock: Clock) -> list[Image]:
-        """K images uint8 [H, W, 3], one per seed. Raises BackendFailed, DeviceOutOfMemory."""
+        """K images uint8 [H, W, 3], one per seed. Raises BackendFailed, DeviceOutOfMemory, what `work.watch` raises."""
+
+    @abc.abstractmethod
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Conditions float32 [S, tokens, width] of pcm float32 [S, samples]. Raises as `paint`."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -93,16 +109,25 @@ class StepwiseExecutor(Executor):
 
     def paint(self, work: Work, clock: Clock) -> list[Image]:
         """See `Executor.paint`. One voice with several seeds is encoded once."""
-        shared = self._encode(work.pcm, clock, keep=False) if len(work.pcm) < len(work.seeds) else None
-        images = []
-        for part in parts(len(work.seeds)):
+        one_voice = len(work.voices) < len(work.seeds)
+        shared = self._condition(work, slice(None), clock, keep=False) if one_voice else None
+        images: list[Image] = []
+        portions = parts(len(work.seeds))
+        for number, part in enumerate(portions):
             seeds = work.seeds[part]
             if isinstance(shared, np.ndarray):
                 condition: Tensor = np.repeat(shared, len(seeds), axis=0)
             else:
-                condition = self._encode(work.pcm[part], clock, keep=True)
-            images += self._decode(self._denoise(condition, seeds, work, clock), clock)
+                condition = self._condition(work, part, clock, keep=True)
+            steps = number * work.steps, len(portions) * work.steps
+            images += self._decode(self._denoise(condition, seeds, work, steps, clock), clock)
         return images
+
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `Executor.encode`."""
+        return np.concatenate(
+            [np.asarray(self._sessions["encoder"].run({"pcm": pcm[p]})["condition"]) for p in parts(len(pcm))]
+        )
 
     def close(self) -> None:
         """Close the sessions."""
@@ -110,13 +135,18 @@ class StepwiseExecutor(Executor):
             session.close()
         self._sessions.clear()
 
-    def _encode(self, pcm: npt.NDArray[np.float32], clock: Clock, *, keep: bool) -> Tensor:
-        """Pcm float32 [B, samples] to condition float32 [B, tokens, width]."""
+    def _condition(self, work: Work, part: slice, clock: Clock, *, keep: bool) -> Tensor:
+        """The conditions of some of the voices, float32 [B, tokens, width]."""
+        if work.encoded:
+            return work.voices[part]
         with clock.measure("encoder"):
-            return self._sessions["encoder"].run({"pcm": pcm}, keep=keep)["condition"]
+            return self._sessions["encoder"].run({"pcm": work.voices[part]}, keep=keep)["condition"]
 
-    def _denoise(self, condition: Tensor, seeds: list[int], work: Work, clock: Clock) -> Tensor:
-        """Seeded noise to a latent, float32 [B, C, h, w]: one run of the unet graph per step of the table."""
+    def _denoise(self, condition: Tensor, seeds: list[int], work: Work, steps: tuple[int, int], clock: Clock) -> Tensor:
+        """Seeded noise to a latent, float32 [B, C, h, w]: one run of the unet graph per step of the table.
+
+        `steps`: those done before, and those in all, for the watch.
+        """
         unet, shape = self._sessions["unet"], (self._latent.channels, self._latent.height, self._latent.width)
         noise = np.stack([seeded_noise(seed, shape) for seed in seeds])
         given: Arrays = {
@@ -124,13 +154,15 @@ class StepwiseExecutor(Executor):
             **{name: np.array([v], np.float32) for name, v in work.options.items() if name in unet.inputs},
         }
         state: Arrays = {"latent": noise, "history": np.zeros_like(noise)} if self._history else {"latent": noise}
-        last = len(work.table.timesteps) - 1
+        last = work.steps - 1
+        work.watch(*steps)
         for step in range(last + 1):
             row = np.array([work.table.first_row + step], dtype=np.int64)
             with clock.measure(step):
                 # The last latent comes to the host, where the session looks for NaN, which no later step would hide.
                 result = unet.run({**state, **given, "step": row}, keep=step < last)
             state = {name: result[f"{name}_next"] for name in state}
+            work.watch(steps[0] + step + 1, steps[1])
         return state["latent"]
 
     def _decode(self, latent: Tensor, clock: Clock) -> list[Image]:

@@ -23,6 +23,7 @@ from .executor import Clock, Executor, Work
 from .machine import usable_cores
 from .noise import MAX_SEED
 from .portrait import Portrait
+from .watch import Progress, Watch
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -79,6 +80,8 @@ class Pipeline:
         guidance: float | None = None,
         prior_weight: float | None = None,
         window: str = "start",
+        progress: Progress | None = None,
+        timeout: float | None = None,
     ) -> Portrait: ...
     @overload
     def generate(
@@ -90,6 +93,8 @@ class Pipeline:
         guidance: float | None = None,
         prior_weight: float | None = None,
         window: str = "start",
+        progress: Progress | None = None,
+        timeout: float | None = None,
     ) -> list[Portrait]: ...
     @overload
     def generate(
@@ -101,6 +106,8 @@ class Pipeline:
         guidance: float | None = None,
         prior_weight: float | None = None,
         window: str = "start",
+        progress: Progress | None = None,
+        timeout: float | None = None,
     ) -> list[Portrait]: ...
     def generate(
         self,
@@ -111,6 +118,8 @@ class Pipeline:
         guidance: float | None = None,
         prior_weight: float | None = None,
         window: str = "start",
+        progress: Progress | None = None,
+        timeout: float | None = None,
     ) -> Portrait | list[Portrait]:
         """Draw a portrait for a speech, or a list of portraits for a list of speeches, of seeds, or of both.
 
@@ -121,21 +130,25 @@ class Pipeline:
         does): within the bundle's range, which may be a single value; None takes the bundle's default. `window`:
         "start", "centre", "loudest".
 
+        `progress`: called with (steps done, steps in all) before the first step and after each; a true answer cancels.
+        A device that draws whole portraits in one launch tells of those only. `timeout`: seconds for the whole call,
+        waiting for others included; what runs is ended between two steps.
+
         If one speech of a list is bad the call fails as a whole. Raises the AudioXxx errors, InvalidArgument,
-        StepsUnavailable, BackendFailed, DeviceOutOfMemory, Closed.
+        StepsUnavailable, BackendFailed, DeviceOutOfMemory, Cancelled, TimedOut, Closed.
         """
         self._check_open()
-        clock = Clock()
+        clock, watch = Clock(), Watch(progress, timeout)
         speeches = list(speech) if isinstance(speech, list) else [speech]
         seeds = _seeds(seed, len(speeches))
         steps, table, chosen = self._options(steps, guidance, prior_weight)
 
         with clock.measure("audio"):
             pcm = np.stack([load_speech(one, window=window) for one in speeches])
-        with self._lock:
+        with watch.turn(self._lock):
             executor = self._check_open()
             with clock.measure("graphs"):
-                images = executor.paint(Work(pcm, seeds, table, chosen), clock)
+                images = executor.paint(Work(pcm, seeds, table, chosen, watch=watch), clock)
         timings, name = clock.timings(), self.manifest.name
         portraits = [
             Portrait(image, one, steps, **chosen, timings=timings, bundle_name=name, bundle_sha256=self.identity)

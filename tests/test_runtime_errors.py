@@ -30,6 +30,8 @@ EXPECTED = {
     "TrainingDiverged": 63,
     "ParityFailed": 70,
     "Closed": 80,
+    "Cancelled": 81,
+    "TimedOut": 82,
 }
 
 

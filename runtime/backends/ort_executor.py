@@ -64,10 +64,17 @@ class OrtExecutor(Executor):
 
     def paint(self, work: Work, clock: Clock) -> list[Image]:
         """See `Executor.paint`. A single portrait of a number of steps with a fused graph is one launch."""
-        fused = self._fused.get(len(work.table.timesteps))
-        if fused is None or len(work.seeds) > 1:
+        fused = self._fused.get(work.steps)
+        if fused is None or len(work.seeds) > 1 or work.encoded:
             return self._stages.paint(work, clock)
-        return [fused.run(work)]
+        work.watch(0, work.steps)
+        image = fused.run(work)
+        work.watch(work.steps, work.steps)
+        return [image]
+
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `Executor.encode`."""
+        return self._stages.encode(pcm)
 
     def close(self) -> None:
         """Close all sessions."""
@@ -100,7 +107,7 @@ class FusedGraph:
         shape = (self._latent.channels, self._latent.height, self._latent.width)
         noise = seeded_noise(work.seeds[0], shape)[None]
         options = {name: np.array([value], np.float32) for name, value in work.options.items()}
-        values: dict[str, npt.NDArray[np.float32]] = {**options, "pcm": work.pcm, "noise": noise}
+        values: dict[str, npt.NDArray[np.float32]] = {**options, "pcm": work.voices, "noise": noise}
         with ort.translated("ONNX Runtime failed in the fused graph"):
             for name, tensor in self._inputs.items():
                 tensor.update_inplace(values[name])

@@ -51,6 +51,10 @@ class TensorRTExecutor(Executor):
         """See `Executor.paint`. Only the whole is measured: the graphs are one launch."""
         return self._owner.call(self._gpu.paint, work)
 
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `Executor.encode`."""
+        return self._owner.call(self._gpu.encode, pcm)
+
     def close(self) -> None:
         """Give the GPU's memory back and end the thread."""
         self._owner.close()
@@ -83,15 +87,28 @@ class Gpu:
     def paint(self, work: Work) -> list[Image]:
         """See `Executor.paint`."""
         images: list[Image] = []
-        one_voice = len(work.pcm) < len(work.seeds)
+        one_voice = len(work.voices) < len(work.seeds)
         last: Lane | None = None
-        for begin, size in _portions(len(work.seeds), list(self._lanes)):
+        portions = list(_portions(len(work.seeds), list(self._lanes)))
+        for number, (begin, size) in enumerate(portions):
+            work.watch(number * work.steps, len(portions) * work.steps)
             lane, part = self._lanes[size], slice(begin, begin + size)
-            pcm = np.broadcast_to(work.pcm, (size, work.pcm.shape[1])) if one_voice else work.pcm[part]
-            extent = Extent.WHOLE if not one_voice else Extent.KNOWN if lane is last else Extent.KEEPING
-            images += lane.run(pcm, work.seeds[part], work, extent)
+            voices = np.broadcast_to(work.voices, (size, *work.voices.shape[1:])) if one_voice else work.voices[part]
+            if work.encoded:
+                extent = Extent.KNOWN
+                lane.put_condition(voices)
+            else:
+                extent = Extent.WHOLE if not one_voice else Extent.KNOWN if lane is last else Extent.KEEPING
+                if extent is not Extent.KNOWN:
+                    lane.put_speech(voices)
+            images += lane.run(work.seeds[part], work, extent)
             last = lane
+        work.watch(len(portions) * work.steps, len(portions) * work.steps)
         return images
+
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `Executor.encode`."""
+        return np.concatenate([self._lanes[1].encode(one[None]) for one in pcm])
 
     def give_back(self) -> None:
         """The owner's last work. Engines go before the context they live in."""
@@ -143,14 +160,36 @@ class Lane:
         self._target, self._image = device.pinned(_bytes(image)), device.allocate(_bytes(image))
         self._image_shape = tuple(int(dim) for dim in image.shape)
         self._buffers = self._allocate_between()
+        self._condition_shape = (manifest.condition.tokens, manifest.condition.width)
+        self._condition = device.pinned(4 * batch * manifest.condition.tokens * manifest.condition.width)
         self._programs: dict[tuple[int, Extent], Callable[[], None]] = {}
 
-    def run(self, pcm: npt.NDArray[np.float32], seeds: list[int], work: Work, extent: Extent) -> list[Image]:
-        """`batch` portraits of pcm float32 [batch, samples]."""
+    def put_speech(self, pcm: npt.NDArray[np.float32]) -> None:
+        """The speech of the next run, float32 [batch, samples]; it goes to the device with the rest of that run."""
+        self._put("pcm", pcm)
+
+    def put_condition(self, condition: npt.NDArray[np.float32]) -> None:
+        """The condition of the next run of Extent.KNOWN, float32 [batch, tokens, width], onto the device."""
+        self._condition[:] = np.ascontiguousarray(condition).view(np.uint8).reshape(-1)
+        self._device.upload(self._buffers["condition"], self._condition)
+
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The condition float32 [batch, tokens, width] of pcm float32 [batch, samples]."""
+        self._put("pcm", pcm)
+        self._device.upload(self._input, self._source)
+        self._engine("encoder", 0).enqueue(
+            {"pcm": self._input + self._slots["pcm"].offset, "condition": self._buffers["condition"]},
+            self._device.stream,
+        )
+        self._device.download(self._condition, self._buffers["condition"])
+        self._device.synchronize()
+        return np.array(self._condition.view(np.float32).reshape(self._batch, *self._condition_shape))
+
+    def run(self, seeds: list[int], work: Work, extent: Extent) -> list[Image]:
+        """`batch` portraits of the speech or condition put before."""
         program = self.program(work.table, extent)
         latent = self._manifest.latent
         shape = (latent.channels, latent.height, latent.width)
-        self._put("pcm", pcm)
         self._put("noise", np.stack([seeded_noise(seed, shape) for seed in seeds]))
         for name in self._slots.keys() & work.options.keys():
             self._put(name, np.array([work.options[name]], np.float32))
