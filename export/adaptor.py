@@ -21,6 +21,7 @@ from typing import Any
 import onnx
 
 from export.simplify import element_types
+from runtime.backends.base import lacks_memory
 from runtime.backends.cuda import install_cure
 from runtime.backends.tensorrt import make_logger, package, release
 from runtime.errors import BackendFailed, BackendMissing, DeviceOutOfMemory
@@ -156,7 +157,7 @@ class Builder:
     def _failure(self, what: str) -> BackendFailed | DeviceOutOfMemory:
         text = self.logger.last_error or "no reason given"
         message = f"TensorRT {self._trt.__version__} {what}: {text}."
-        if "memory" in text.lower():
+        if lacks_memory(text):
             return DeviceOutOfMemory(
                 f"{message} Close what else uses the GPU, or give less workspace (s2f-export engines --workspace)."
             )

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from runtime.engines import (
     PRECISIONS,
     RECORDS,
     EngineSpec,
+    Place,
     Prepared,
     engine_key,
     read_record,
     record_key,
     write_record,
 )
-from runtime.errors import BackendFailed, InvalidArgument, NotPrepared, OutputUnwritable
+from runtime.errors import BackendFailed, InvalidArgument, NotPrepared, OutputUnwritable, S2FError
 from runtime.executor import Executor
 from runtime.output import write_file
 from runtime.prepare import Tell
@@ -82,7 +84,7 @@ class Request:
             int(record.options["optimisation"]),
             detailed=bool(record.options["detailed"]),
         )
-        return cls(record.batches, tuple(steps for _, steps in record.pipelines), record.precision, options)
+        return cls(record.batches, record.asked, record.precision, options)
 
     def stages(self) -> list[EngineSpec]:
         """The stage engines, batch after batch."""
@@ -101,7 +103,7 @@ class Request:
         }
         if self.options.lean:
             options["builder"] = release
-        return Prepared(self.precision, tuple(sorted({1, *self.batches})), (), options)
+        return Prepared(self.precision, tuple(sorted({1, *self.batches})), (), options, self.steps)
 
 
 def prepare(bundle: Bundle, tell: Tell) -> None:
@@ -113,16 +115,18 @@ def prepare(bundle: Bundle, tell: Tell) -> None:
     gpu = cuda.describe()
     preset = detect(board(), gpu.capability, gpu.memory)
     tell(f"{gpu.name}, compute capability {gpu.capability}, {gpu.driver}: preset {preset.name}")
-    record = None
-    try:
-        record = read_record(cache, bundle.manifest, place)
-        if record is not None:
-            _open(bundle, cache, record).close()
-            tell(f"prepared before, in {record.precision}; `s2f-export engines` changes it")
-            return
-    except (Refused, NotPrepared, BackendFailed) as reason:
-        tell(f"what was prepared before is not used: {_without_cure(reason)}")
-    build(bundle, Request.of(preset, bundle) if record is None else Request.again(record), cache, tell)
+    with _locked(bundle, cache, place, tell):
+        record = None
+        try:
+            record = read_record(cache, bundle.manifest, place)
+            if record is not None:
+                _open(bundle, cache, record).close()
+                tell(f"prepared before, in {record.precision}; `s2f-export engines` changes it")
+                return
+        except (Refused, NotPrepared, BackendFailed) as reason:
+            tell(f"what was prepared before is not used: {_without_cure(reason)}")
+        request = Request.of(preset, bundle) if record is None else Request.again(record)
+        _build(_Job(bundle, request, cache, tell))
 
 
 def build(bundle: Bundle, request: Request, cache: Cache, tell: Tell, *, report: Path | None = None) -> Prepared:
@@ -131,21 +135,31 @@ def build(bundle: Bundle, request: Request, cache: Cache, tell: Tell, *, report:
     `report`: a JSON file for what TensorRT says of each layer. Raises BackendMissing, DeviceUnavailable,
     DeviceOutOfMemory, BackendFailed, StepsUnavailable, OutputUnwritable; engines finished before stay in the cache.
     """
-    manifest = bundle.manifest
     for steps in request.steps:
-        manifest.table(steps)
+        bundle.manifest.table(steps)
     job = _Job(bundle, request, cache, tell)
-    lock = cache.lock(RECORDS, record_key(manifest, job.place), waiting=lambda: tell("another process builds; waiting"))
-    with lock:
-        job.build_all()
-        if report is not None:
-            write_file(report, (json.dumps(job.layers(), indent=1) + "\n").encode())
-        record = job.stages if request.options.lean else _choose(job)
-        write_record(cache, manifest, job.place, record)
-    if request.options.lean:
-        tell("engines for the lean runtime are neither run nor compared here; `s2f verify` there does it")
+    with _locked(bundle, cache, job.place, tell):
+        return _build(job, report)
+
+
+def _locked(bundle: Bundle, cache: Cache, place: Place, tell: Tell) -> AbstractContextManager[None]:
+    key = record_key(bundle.manifest, place)
+    return cache.lock(RECORDS, key, waiting=lambda: tell("another process builds; waiting"))
+
+
+def _build(job: _Job, report: Path | None = None) -> Prepared:
+    """See `build`; under the lock."""
+    job.build_all()
+    if report is not None:
+        write_file(report, (json.dumps(job.layers(), indent=1) + "\n").encode())
+    if job.request.options.lean:
+        job.tell("engines for the lean runtime are neither run nor compared here; `s2f verify` there does it")
+        record = job.stages
+    else:
+        record = _choose(job)
+    write_record(job.cache, job.bundle.manifest, job.place, record)
     shown = ", ".join(f"{steps} steps" for _, steps in record.pipelines)
-    tell(f"ready: batch {', '.join(map(str, record.batches))}; one engine for {shown or 'no number of steps'}")
+    job.tell(f"ready: batch {', '.join(map(str, record.batches))}; one engine for {shown or 'no number of steps'}")
     return record
 
 
@@ -245,7 +259,7 @@ def _choose(job: _Job) -> Prepared:
     """The record: with the whole-pipeline engines that are no slower than the stages one after the other.
 
     Holds the portraits of every form, number of steps and batch size against ONNX Runtime's, where it is installed.
-    Raises BackendFailed where the engines draw something else.
+    Raises BackendFailed where the stages draw something else.
     """
     wanted = trials(job.bundle, job.stages.batches, job.tell)
     pipelines = job.pipelines()
@@ -254,9 +268,13 @@ def _choose(job: _Job) -> Prepared:
         if not pipelines:
             return job.stages
         whole = dataclasses.replace(job.stages, pipelines=pipelines)
-        with contextlib.closing(_open(job.bundle, job.cache, whole)) as fused:
-            try_out("one engine", fused, wanted, job.tell)
-            chosen = [one for one in pipelines if is_no_slower(job.bundle, fused, chained, one[1], job.tell)]
+        try:
+            with contextlib.closing(_open(job.bundle, job.cache, whole)) as fused:
+                try_out("one engine", fused, wanted, job.tell)
+                chosen = [one for one in pipelines if is_no_slower(job.bundle, fused, chained, one[1], job.tell)]
+        except S2FError as reason:
+            job.tell(f"the stages stay, one engine cannot be used: {_without_cure(reason)}")
+            return job.stages
     return dataclasses.replace(whole, pipelines=tuple(chosen))
 
 

@@ -53,8 +53,10 @@ def run(arguments: argparse.Namespace) -> str:
     try:
         from export.adaptor import builder_package
         from export.engines import build
-    except ImportError as error:
-        raise BackendMissing(f"s2f-export engines needs {error.name}. Run: pip install {error.name}") from error
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise BackendMissing("s2f-export engines needs the package onnx. Run: pip install onnx") from error
 
     builder_package()
     bundle = read_bundle(arguments.bundle or shipped_bundle())

@@ -54,8 +54,8 @@ def try_out(name: str, executor: Executor, wanted: Trials, tell: Tell) -> None:
     if worst < ALIKE_DB:
         raise BackendFailed(
             f"What was prepared ({name}) draws something else than ONNX Runtime on the CPU: {worst:.1f} dB PSNR, "
-            f"{ALIKE_DB:g} are needed; nothing was recorded. Use --precision fp32 (s2f-export engines), and please "
-            "report it"
+            f"{ALIKE_DB:g} are needed; it is not used. For tensorrt there is `s2f-export engines BUNDLE --precision "
+            "fp32`. Please report it"
         )
 
 

@@ -133,10 +133,11 @@ class Cache:
             ) from error
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    waiting()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
             except OSError as error:  # a file system without locks
                 raise OutputUnwritable(
                     f"The file system of {path} has no locks: {error.strerror or error}. Name another folder in "
@@ -158,7 +159,7 @@ class Cache:
             try:
                 _trust(one.lstat(), one, folder=True)
             except Refused as reason:
-                raise OSError(None, f"{reason}; run `chmod go-w {one}` if it is yours") from None
+                raise OSError(None, str(reason)) from None
 
 
 def _digest(key: Key) -> str:
@@ -171,13 +172,14 @@ def _trust(info: os.stat_result, path: Path, *, folder: bool) -> None:
     On Windows, which has no such rights, the user's profile is what keeps others out.
     """
     if not (stat.S_ISDIR if folder else stat.S_ISREG)(info.st_mode):
-        raise Refused(f"{path} is not a {'folder' if folder else 'regular file'}")
+        raise Refused(f"{path} is not a {'folder itself' if folder else 'regular file'}")
     if os.name == "nt":
         return
     if info.st_uid not in (os.geteuid(), 0):
         raise Refused(f"{path} belongs to another user")
     if info.st_mode & OTHERS_WRITE:
-        raise Refused(f"{path} may be written by others (its rights are {stat.S_IMODE(info.st_mode):04o})")
+        cure = f"; run `chmod go-w {path}` if it should not" if folder else ""
+        raise Refused(f"{path} may be written by others (its rights are {stat.S_IMODE(info.st_mode):04o}){cure}")
 
 
 def _checked(head: bytes, data: bytes, key: Key, path: Path) -> bytes:
@@ -199,6 +201,6 @@ def _checked(head: bytes, data: bytes, key: Key, path: Path) -> bytes:
 def _sweep(folder: Path) -> None:
     """Remove what writers that were killed left half-written, once nobody can still be writing it."""
     for left in folder.glob(f"{TEMPORARY}*"):
-        with contextlib.suppress(FileNotFoundError):  # renamed or swept by another process just now
+        with contextlib.suppress(OSError):  # renamed or swept by another process just now, or nothing of ours
             if left.stat().st_mtime < time.time() - STALE_SECONDS:
                 left.unlink()

@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.epilog = (
         "tensorrt: builds the engines for this GPU, which takes a while; generate never builds. cuda: makes a fused "
         "graph in half precision, used if it is faster here. What is made lies in the user's cache, or in the folder "
-        f"S2F_CACHE, and serves from then on. {EXIT}"
+        f"S2F_CACHE, and serves from then on. With auto it is enough that one device can be prepared. {EXIT}"
     )
     info = add("info", _info, "show what a bundle is")
     verify = add("verify", _verify, "check a bundle: contract, sizes, hashes, graphs, one portrait")

@@ -62,13 +62,15 @@ class Prepared:
 
     `batches`: the batch sizes with engines of all three stages, rising, 1 among them; none for a backend that runs the
     bundle's own stages. `pipelines`: (batch, steps) of the whole-pipeline engines that were made and measured to be no
-    slower than the chain of stages. `options`: how the engines were built, which is part of their keys.
+    slower than the chain of stages. `options`: how the engines were built, which is part of their keys. `asked`: the
+    numbers of steps that whole-pipeline engines were asked for, to try them again.
     """
 
     precision: str
     batches: tuple[int, ...]
     pipelines: tuple[tuple[int, int], ...]
     options: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
+    asked: tuple[int, ...] = ()
 
     def engines(self) -> Iterator[EngineSpec]:
         """All engines this record counts on."""
@@ -133,7 +135,7 @@ def read_record(cache: Cache, manifest: Manifest, place: Place) -> Prepared | No
         value = json.loads(data)
         batches = tuple(int(batch) for batch in value["batches"])
         pipelines = tuple((int(batch), int(steps)) for batch, steps in value["pipelines"])
-        record = Prepared(str(value["precision"]), batches, pipelines, dict(value["options"]))
+        record = Prepared(str(value["precision"]), batches, pipelines, dict(value["options"]), tuple(value["asked"]))
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f"the record of what was prepared is not readable ({type(error).__name__})") from None
     return record

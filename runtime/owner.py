@@ -19,6 +19,10 @@ T = TypeVar("T")
 Work: TypeAlias = "queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]"
 
 
+PATIENCE = 10.0
+"""Seconds that the garbage collector waits for the thread's end: it may run where the thread cannot go on."""
+
+
 class Owner:
     """One daemon thread, one call after the other.
 
@@ -29,10 +33,10 @@ class Owner:
     def __init__(self, name: str, at_exit: Callable[[], None]) -> None:
         """`at_exit`: called in the thread as its last work. It must not hold whoever holds this object."""
         self._work: Work = queue.SimpleQueue()
-        self._process, self._closed, self._lock = os.getpid(), False, threading.Lock()
-        thread = threading.Thread(target=_run, args=(self._work, at_exit), name=name, daemon=True)
-        thread.start()
-        self._end = weakref.finalize(self, _end, self._work, thread, self._process)
+        self._process, self._ended = os.getpid(), threading.Event()
+        self._thread = threading.Thread(target=_run, args=(self._work, at_exit, self._ended), name=name, daemon=True)
+        self._thread.start()
+        self._end = weakref.finalize(self, _end, self._work, self._thread, self._process)
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """What `function(*arguments)` returns or raises in the thread. Raises Closed, BackendFailed (after a fork)."""
@@ -42,10 +46,9 @@ class Owner:
                 "Load the bundle in this process."
             )
         future: Future[T] = Future()
-        with self._lock:
-            if self._closed:
-                raise Closed("The pipeline is closed. Load the bundle again.")
-            self._work.put((functools.partial(function, *arguments), future))
+        self._work.put((functools.partial(function, *arguments), future))
+        if self._ended.is_set():  # nobody reads the queue any more, or not for long
+            _refuse(self._work)
         try:
             return future.result()
         finally:
@@ -53,38 +56,52 @@ class Owner:
 
     def close(self) -> None:
         """Finish what was handed over, then end the thread. Closing twice is harmless, also after an interrupt."""
-        with self._lock:
-            self._closed = True
-        alive = self._end.peek()
-        if alive is not None:
-            _end(*alive[2])
-            self._end.detach()  # not before: interrupted while it waits, the end is still to come
+        _end(self._work, self._thread, self._process, patience=None)
+        self._end.detach()  # not before: interrupted while it waits, the end is still to come
 
 
-def _run(work: Work, at_exit: Callable[[], None]) -> None:
+def _run(work: Work, at_exit: Callable[[], None], ended: threading.Event) -> None:
     while (item := work.get()) is not None:
         function, future = item
         try:
             future.set_result(function())
         except BaseException as error:  # noqa: BLE001 - it belongs to the caller, who waits for it
-            _let_go(error)
+            let_go(error)
             future.set_exception(error)
         del function, future, item  # nothing of a call outlives it here
+    ended.set()
+    _refuse(work)
     at_exit()
 
 
-def _end(work: Work, thread: threading.Thread, process: int) -> None:
+def _refuse(work: Work) -> None:
+    """Tell whoever waits for something that came too late."""
+    while True:
+        try:
+            item = work.get_nowait()
+        except queue.Empty:
+            return
+        if item is not None:
+            item[1].set_exception(Closed("The pipeline is closed. Load the bundle again."))
+
+
+def _end(work: Work, thread: threading.Thread, process: int, patience: float | None = PATIENCE) -> None:
     if os.getpid() != process:
         return
     work.put(None)
     if thread is not threading.current_thread():
-        thread.join()
+        thread.join(patience)
 
 
-def _let_go(error: BaseException | None) -> None:
+def let_go(error: BaseException) -> None:
     """Whoever keeps an error must not keep the GPU's memory by its frames. Foreseen errors say all without them."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        if isinstance(error, S2FError):
-            error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+    todo, seen = [error], set[int]()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        if isinstance(one, S2FError):
+            one.__traceback__ = None
+        todo += [other for other in (one.__cause__, one.__context__) if other is not None]

@@ -9,6 +9,7 @@ import math
 import operator
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -69,6 +70,7 @@ class Pipeline:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._executor: Executor | None = open_executor(bundle, settings)
+        _live.add(self)
 
     @overload
     def generate(
@@ -250,6 +252,24 @@ def _within(name: str, value: Any, default: float, limits: tuple[float, float], 
 
 _default: tuple[tuple[object, ...], Pipeline] | None = None
 _default_lock = threading.Lock()
+_live: weakref.WeakSet[Pipeline] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: what was loaded before belongs to the parent. It must not be used, nor be taken down: its
+    threads and its GPU do not exist here, and destroying it crashes, also at the end of the process. So it is kept for
+    ever, at the price of memory that the two processes share anyway.
+    """
+    global _default, _default_lock
+    import ctypes
+
+    for pipeline in list(_live):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline._executor))
+    _default, _default_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def generate(
@@ -270,7 +290,7 @@ def generate(
     the only thing this package keeps. Use `load` to decide yourself how long it lives.
     """
     global _default  # noqa: PLW0603 - the one cache, documented above
-    key = (None if bundle is None else str(Path(bundle).absolute()), device, threads, os.getpid())
+    key = (None if bundle is None else str(Path(bundle).absolute()), device, threads)
     with _default_lock:
         if _default is None or _default[0] != key:
             _default = (

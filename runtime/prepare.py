@@ -21,7 +21,7 @@ Tell = Callable[[str], None]
 def prepare(bundle: Bundle, device: str, tell: Tell) -> None:
     """Prepare a bundle for a device, or with "auto" for every device that works here and has something to prepare.
 
-    Raises DeviceUnavailable, BackendMissing and what the device's own function raises.
+    Raises DeviceUnavailable, BackendMissing and what the device's own function raises; with "auto" only if all fail.
     """
     if device not in ("auto", *DEVICES):
         raise DeviceUnavailable(f"Unknown device {device[:40]!r}. Choose one of {', '.join(('auto', *DEVICES))}.")
@@ -41,7 +41,7 @@ def prepare(bundle: Bundle, device: str, tell: Tell) -> None:
         try:
             _function(found[name])(bundle, tell)
         except S2FError as problem:
-            problems.append(problem)
+            problems.append(type(problem)(*problem.args))  # without the frames, which hold the memory the next needs
             if device == "auto":
                 tell(f"{name} is not prepared: {problem}")
     if names and len(problems) == len(names):
@@ -52,9 +52,10 @@ def _function(point: metadata.EntryPoint) -> Callable[[Bundle, Tell], None]:
     """What an entry point names. Raises BackendMissing."""
     try:
         function: Callable[[Bundle, Tell], None] = point.load()
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        raise BackendMissing(f"Preparing for {point.name} needs the package onnx. Run: pip install onnx") from error
     except ImportError as error:
-        package = (error.name or str(error)).partition(".")[0]
-        raise BackendMissing(
-            f"Preparing for {point.name} needs the package {package}, which is missing. Run: pip install {package}"
-        ) from error
+        raise BackendMissing(f"What prepares for {point.name} cannot be imported: {error}. Run: s2f doctor") from error
     return function

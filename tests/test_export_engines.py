@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import fakes
 import numpy as np
+import numpy.typing as npt
 import pytest
 from tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 
@@ -26,7 +28,17 @@ from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, Bundle, read_bundle
 from runtime.cache import Cache
 from runtime.cli import main
-from runtime.engines import ENGINES, RECIPE, EngineSpec, Prepared, engine_key, engine_tensors, read_record
+from runtime.engines import (
+    ENGINES,
+    RECIPE,
+    RECORDS,
+    EngineSpec,
+    Prepared,
+    engine_key,
+    engine_tensors,
+    read_record,
+    record_key,
+)
 from runtime.errors import (
     CODES,
     BackendFailed,
@@ -230,7 +242,7 @@ def test_engines_that_draw_something_else_are_not_recorded(
 ) -> None:
     fakes.install(monkeypatch, "10.3")
     monkeypatch.setattr(trial, "psnr", lambda *_: 12.0)
-    with pytest.raises(BackendFailed, match=r"12.0 dB PSNR.* nothing was recorded"):
+    with pytest.raises(BackendFailed, match=r"12.0 dB PSNR.* it is not used"):
         run(bundle, cache)
     with pytest.raises(NotPrepared):
         Pipeline(bundle, Settings("tensorrt", 1))
@@ -293,6 +305,9 @@ class Sleeper(Executor):
     def paint(self, work: Work, clock: Clock) -> list[Image]:
         time.sleep(self.seconds)
         return []
+
+    def encode(self, pcm: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return pcm
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -468,6 +483,48 @@ def test_an_interrupted_build(bundle: Bundle, cache: Cache, monkeypatch: pytest.
     assert not list((cache.folder / ENGINES).glob("*.bin"))
     run(bundle, cache)
     world.check()
+
+
+def test_prepare_that_waited_keeps_what_was_chosen_meanwhile(
+    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes.install(monkeypatch, "10.3")
+    place = tensorrt.place_here(tensorrt.package())
+    waits, told = threading.Event(), []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if "waiting" in line:
+            waits.set()
+
+    with cache.lock(RECORDS, record_key(bundle.manifest, place)):
+        thread = threading.Thread(target=lambda: engines.prepare(bundle, tell))
+        thread.start()
+        assert waits.wait(30)
+        chosen = request(precision="fp32")
+        engines._build(engines._Job(bundle, chosen, cache, lambda _: None))
+    thread.join(60)
+    assert told[-1].startswith("prepared before, in fp32")
+
+
+def test_a_pipeline_that_cannot_be_used_leaves_the_stages(
+    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fakes.install(monkeypatch, "10.3")
+    real = engines._open
+
+    def scarce(bundle: Bundle, cache: Cache, record: Prepared) -> Executor:
+        if record.pipelines:
+            raise DeviceOutOfMemory("no room for both")
+        return real(bundle, cache, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "_open", scarce)
+        told = run(bundle, cache)
+    assert any("one engine cannot be used: no room for both" in line for line in told)
+    record = read_record(cache, bundle.manifest, tensorrt.place_here(tensorrt.package()))
+    assert record is not None
+    assert (record.pipelines, Request.again(record).steps) == ((), (4,))
 
 
 def test_the_recipe_rises_when_derived_graphs_change(tmp_path: Path) -> None:

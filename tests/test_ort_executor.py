@@ -119,7 +119,7 @@ def test_one_that_draws_something_else_is_not_recorded(
 ) -> None:
     bundle = bundle_of(tmp_path)
     monkeypatch.setattr(trial, "psnr", lambda *_: 1.0)
-    with pytest.raises(BackendFailed, match="nothing was recorded"):
+    with pytest.raises(BackendFailed, match="it is not used"):
         ort_cuda.prepare(bundle, lambda _: None)
     assert read_record(Cache.default(), bundle.manifest, place_here()) is None
 

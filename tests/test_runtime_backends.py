@@ -369,5 +369,7 @@ def test_what_a_graph_hands_on_stays_on_the_device(monkeypatch: pytest.MonkeyPat
 def test_a_lack_of_memory_is_told_apart() -> None:
     with pytest.raises(DeviceOutOfMemory, match="x: CUDA failure 2"), ort.translated("x"):
         raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+    with pytest.raises(BackendFailed, match="x: CUDA error 700"), ort.translated("x"):
+        raise RuntimeError("CUDA error 700: an illegal memory access was encountered")
     with pytest.raises(BackendFailed, match="x: bad shape"), ort.translated("x"):
         raise RuntimeError("bad shape")

@@ -182,6 +182,8 @@ def test_a_folder_others_may_write_is_refused_and_nothing_in_it_touched(
 def test_half_written_entries_are_swept_once_they_are_old(cache: Cache) -> None:
     path = cache.write("engines", KEY, DATA)
     young, old = path.parent / ".new-young", path.parent / ".new-old"
+    (path.parent / ".new-folder").mkdir()
+    os.utime(path.parent / ".new-folder", (1, 1))
     for left in (young, old):
         left.write_bytes(DATA)
     os.utime(old, (1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import BackendFailed, Closed
-from runtime.owner import Owner
+from runtime.owner import Owner, _end, let_go
 
 ROOT = Path(__file__).parent.parent
 
@@ -110,3 +111,41 @@ def test_a_forked_child_is_told_instead_of_hanging(owner: Owner) -> None:
         os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert owner.call(len, "parent") == 6
+
+
+def test_what_comes_too_late_is_refused_and_never_waits(owner: Owner) -> None:
+    _end(owner._work, owner._thread, os.getpid())  # as the garbage collector or the end of the process does it
+    with pytest.raises(Closed):
+        owner.call(len, "")
+
+
+def test_a_call_after_the_end_of_the_process_began() -> None:
+    code = """
+import atexit, sys
+def late():
+    try:
+        owner.call(len, "")
+    except Exception as error:
+        sys.stdout.write(type(error).__name__)
+atexit.register(late)
+from runtime.owner import Owner
+owner = Owner("late", lambda: None)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "Closed")
+
+
+def test_an_owner_nobody_holds_ends(ended: list[str]) -> None:
+    made = Owner("dropped", lambda: ended.append("given back"))
+    made.call(len, "")
+    del made
+    gc.collect()
+    assert ended == ["given back"]
+
+
+def test_errors_in_a_ring_are_let_go() -> None:
+    one, other = ValueError("one"), KeyError("other")
+    one.__cause__, other.__cause__ = other, one
+    let_go(one)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -355,3 +358,50 @@ def test_one_call_form_keeps_one_pipeline(
     np.testing.assert_array_equal(images[0], pipeline.generate(voices[0], seed=3, steps=2).image)
     runtime.generate(voices[0], **{**options, "bundle": write_tiny_bundle(tmp_path / "other", name="other")})
     assert len(loaded) == 2
+
+
+FORKED = """
+import multiprocessing, os, sys, threading
+import runtime
+from runtime.bench import synthetic_speech
+voice, bundle = (synthetic_speech(), 16000), sys.argv[1]
+pipeline = runtime.load(bundle, device="cpu", threads=2)
+pipeline.generate(voice)
+runtime.generate(voice, bundle=bundle, device="cpu", threads=2)
+
+def generates():
+    assert runtime.generate(voice, bundle=bundle, device="cpu", threads=2).image.std() > 1
+
+def is_told():
+    try:
+        pipeline.generate(voice)
+    except runtime.S2FError as error:
+        assert "forked" in str(error)
+        return
+    raise AssertionError
+
+def closes():
+    global pipeline
+    pipeline.close()
+    del pipeline
+
+for work in (generates, is_told, closes, lambda: None):
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    print(child.exitcode)
+pipeline.generate(voice)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_neither_crashes_nor_hangs(bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, str(bundle)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["0"] * 4), done.stderr

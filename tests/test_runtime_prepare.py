@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -71,7 +73,7 @@ def test_a_device_asked_for_is_prepared_or_an_error(monkeypatch: pytest.MonkeyPa
     bundle = read_bundle(folder)
     offer(monkeypatch, Point("tensorrt"))
     prepare(bundle, "tensorrt", lambda _: None)  # whether it works here is for its function to say
-    offer(monkeypatch, Point("tensorrt", ImportError("No module named 'onnx'", name="onnx")))
+    offer(monkeypatch, Point("tensorrt", ModuleNotFoundError("No module named 'onnx'", name="onnx")))
     with pytest.raises(BackendMissing, match=r"onnx.*pip install onnx"):
         prepare(bundle, "tensorrt", lambda _: None)
     offer(monkeypatch)
@@ -79,6 +81,46 @@ def test_a_device_asked_for_is_prepared_or_an_error(monkeypatch: pytest.MonkeyPa
         prepare(bundle, "tensorrt", lambda _: None)
     with pytest.raises(DeviceUnavailable, match="auto, cpu, cuda, tensorrt"):
         prepare(bundle, "npu", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("libprotobuf.so.32: cannot open shared object file"), "libprotobuf.so.32: cannot open"),
+        (ModuleNotFoundError("No module named 'export'", name="export"), None),
+    ],
+)
+def test_nobody_is_sent_to_install_what_is_no_package(
+    error: Exception, said: str | None, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    offer(monkeypatch, Point("tensorrt", error))
+    with pytest.raises(BackendMissing if said else ModuleNotFoundError, match=said) as caught:
+        prepare(read_bundle(folder), "tensorrt", lambda _: None)
+    assert "pip install" not in str(caught.value)
+
+
+def test_a_device_that_fails_keeps_no_memory_for_the_next(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    class Big:
+        """What a build holds."""
+
+    held: list[weakref.ref[Big]] = []
+
+    def fails(*_: Any) -> None:
+        big = Big()
+        held.append(weakref.ref(big))
+        raise NotPrepared("no")
+
+    def looks(*_: Any) -> None:
+        assert held[0]() is None
+
+    first, second = Point("cuda"), Point("tensorrt")
+    first.load, second.load = lambda: fails, lambda: looks  # type: ignore[method-assign]
+    offer(monkeypatch, first, second, usable=("tensorrt", "cuda"))
+    gc.disable()
+    try:
+        prepare(read_bundle(folder), "auto", lambda _: None)
+    finally:
+        gc.enable()
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,6 +152,12 @@ class Session(abc.ABC):
 _REPORT = "Run `s2f verify` on the bundle and `s2f doctor`; if both are content, please report it"
 
 
+def lacks_memory(text: str) -> bool:
+    """Whether a backend's message, which is all it tells, is about a lack of memory. An illegal access to it is not."""
+    words = ("out of memory", "outofmemory", "insufficient memory", "failed to allocate", "could not be allocated")
+    return any(word in text.lower() for word in words)
+
+
 def _laid_out(value: Tensor) -> Tensor:
     return value if isinstance(value, Kept) else np.ascontiguousarray(value)
 

@@ -37,7 +37,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 class Gpu:
     """The device CUDA lists first (CUDA_VISIBLE_DEVICES decides which that is).
 
-    `processors`: multiprocessors, which alone tell the modules of a Jetson family apart; `memory`: bytes in all.
+    `processors`: multiprocessors, by which modules and power modes of a Jetson family differ; `memory`: bytes in all.
     """
 
     name: str

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from ..bundle import TensorSpec
 from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, DeviceUnavailable, S2FError
-from .base import Device, Kept, Session, Settings, Tensor
+from .base import Device, Kept, Session, Settings, Tensor, lacks_memory
 from .libraries import missing
 
 logger = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ def translated(what: str) -> Iterator[None]:
         yield
     except Exception as error:  # they have no base class of their own
         text = _brief(error)
-        if "out of memory" in text.lower() or "failed to allocate memory" in text.lower():
+        if lacks_memory(text):
             raise DeviceOutOfMemory(f"{what}: {text}. Close what else uses the device.") from error
         raise BackendFailed(f"{what}: {text}.") from error
 

@@ -18,7 +18,7 @@ from ..cache import Cache, Refused
 from ..engines import ENGINES, EngineSpec, Place, Prepared, engine_key, engine_tensors, read_record
 from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, NotPrepared, S2FError
 from . import cuda
-from .base import Device
+from .base import Device, lacks_memory
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Runtime:
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             problem = self.logger.last_error
-            if "memory" in problem.lower():
+            if lacks_memory(problem):
                 raise DeviceOutOfMemory(f"The GPU has not enough memory for the engine {spec}: {problem}")
             raise NotPrepared(f"TensorRT refuses the engine {spec}: {problem or 'no reason given'}. {PREPARE}")
         inputs, outputs = engine_tensors(self._manifest, spec)
@@ -192,7 +192,7 @@ class Engine:
             if not context.set_tensor_address(name, address):
                 raise BackendFailed(f"TensorRT does not take the address of {name} in {self.spec}: {self._last()}")
         if not context.execute_async_v3(stream):
-            if "memory" in self._logger.last_error.lower():
+            if lacks_memory(self._logger.last_error):
                 raise DeviceOutOfMemory(f"TensorRT ran out of memory in {self.spec}: {self._last()}")
             raise BackendFailed(f"TensorRT failed in {self.spec}: {self._last()}")
 
