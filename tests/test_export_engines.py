@@ -397,7 +397,13 @@ def test_s2f_prepare(
     command = ["generate", str(voice), "-o", str(target), "--bundle", str(bundle.path), "--device", "tensorrt"]
     assert main(command) == 0
     assert target.read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
     assert main(["verify", str(bundle.path), "--device", "tensorrt"]) == 0
+    assert "PSNR to the CPU at least" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr("runtime.portrait.psnr", lambda *_: 20.0)
+        assert main(["verify", str(bundle.path), "--device", "tensorrt"]) == CODES["BackendFailed"]
+        assert "20.0 dB PSNR" in capsys.readouterr().err
     assert main(["doctor"]) in (0, CODES["BundleNotFound"])
     assert "tensorrt tensorrt: works" in capsys.readouterr().out
 
