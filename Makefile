@@ -1,5 +1,6 @@
 # make demo       a portrait from an example clip, with the shipped model (installs the runtime into .venv)
 # make test       lint, types, import contracts and all tests (installs training and export too)
+# make capi       libs2f.so and the C and C++ examples, into build/ (needs a C compiler and CMake)
 # make evaluate   the shipped model's numbers again; MAKEHUMAN=… and SPEECH=… are folders as for s2f-train corpus
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,6 +18,11 @@ test: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
+capi: .venv/.capi
+	$(BIN)/s2f-capi build -o build/s2f
+	cmake -S examples -B build/examples -DCMAKE_PREFIX_PATH=$(CURDIR)/build/s2f
+	cmake --build build/examples
+
 # The corpus of the demo (its model card), of which only the test voices are made.
 evaluate: .venv/.dev
 	$(BIN)/s2f-train corpus --makehuman "$(MAKEHUMAN)" --speech "$(SPEECH)" --out $(EVALUATION)/corpus \
@@ -31,8 +37,12 @@ evaluate: .venv/.dev
 	$(BIN)/pip install --quiet --editable '.[cpu]'
 	touch $@
 
+.venv/.capi: pyproject.toml | .venv/bin/pip
+	$(BIN)/pip install --quiet --editable '.[cpu,capi]'
+	touch $@ .venv/.runtime
+
 .venv/.dev: pyproject.toml | .venv/bin/pip
 	$(BIN)/pip install --quiet --editable '.[cpu,train,export,dev]'
 	touch $@ .venv/.runtime
 
-.PHONY: demo test evaluate
+.PHONY: demo test capi evaluate

@@ -18,10 +18,22 @@ from .errors import ALL_ERRORS, CODES, S2FError
 if TYPE_CHECKING:
     from .pipeline import Pipeline, generate, load
     from .portrait import Portrait, Timings
+    from .stream import Stream
 
 __version__ = "0.1.0"
 
-__all__ = ["ALL_ERRORS", "CODES", "Pipeline", "Portrait", "S2FError", "Timings", "__version__", "generate", "load"]
+__all__ = [
+    "ALL_ERRORS",
+    "CODES",
+    "Pipeline",
+    "Portrait",
+    "S2FError",
+    "Stream",
+    "Timings",
+    "__version__",
+    "generate",
+    "load",
+]
 
 _HOMES = {
     "Pipeline": "pipeline",
@@ -29,6 +41,7 @@ _HOMES = {
     "load": "pipeline",
     "Portrait": "portrait",
     "Timings": "portrait",
+    "Stream": "stream",
 }
 
 

@@ -33,6 +33,12 @@ class StepsUnavailable(S2FError):
     code = 11
 
 
+class BufferTooSmall(S2FError):
+    """A buffer given to a C function cannot hold the result; the bytes needed are told beside this error."""
+
+    code = 13
+
+
 class AudioNotFound(S2FError):
     """The speech path names nothing that exists."""
 
@@ -174,6 +180,7 @@ class TimedOut(S2FError):
 ALL_ERRORS: tuple[type[S2FError], ...] = (
     InvalidArgument,
     StepsUnavailable,
+    BufferTooSmall,
     AudioNotFound,
     AudioUnreadable,
     AudioSilent,

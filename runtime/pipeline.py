@@ -15,21 +15,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import numpy.typing as npt
 
-from .audio import Speech, load_speech
+from .audio import HIGHEST_RATE, LOWEST_RATE, Speech, load_speech
 from .backends import Settings, open_executor, select
 from .bundle import Bundle, Manifest, StepTable, read_bundle
 from .errors import BackendFailed, BundleNotFound, Closed, InvalidArgument
 from .executor import Clock, Executor, Work
+from .gate import Gate, detector
+from .intake import MAX_CHANNELS, Intake
 from .machine import usable_cores
 from .noise import MAX_SEED
 from .portrait import Portrait
+from .specs import SAMPLE_RATE
+from .stream import Stream, Style
 from .watch import Progress, Watch
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 MAX_THREADS = 256
+MAX_BACKLOG = 600
 
 
 def load(bundle: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Pipeline:
@@ -147,16 +153,36 @@ class Pipeline:
 
         with clock.measure("audio"):
             pcm = np.stack([load_speech(one, window=window) for one in speeches])
-        with watch.turn(self._lock):
-            executor = self._check_open()
-            with clock.measure("graphs"):
-                images = executor.paint(Work(pcm, seeds, table, chosen, watch=watch), clock)
-        timings, name = clock.timings(), self.manifest.name
-        portraits = [
-            Portrait(image, one, steps, **chosen, timings=timings, bundle_name=name, bundle_sha256=self.identity)
-            for image, one in zip(images, seeds, strict=True)
-        ]
+        portraits = self._draw(Work(pcm, seeds, table, chosen, watch=watch), clock)
         return portraits if isinstance(speech, list) or not _is_integer(seed) else portraits[0]
+
+    def stream(
+        self,
+        sample_rate: int,
+        channels: int = 1,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        prior_weight: float | None = None,
+        vad: str | os.PathLike[str] = "energy",
+        max_backlog: float = 30.0,
+    ) -> Stream:
+        """Open a stream: `push` samples as they arrive, `poll` for portraits, the first after a second of speech.
+
+        See `runtime.stream` for its rules. `sample_rate`: 1000..384000 Hz; `channels`: 1..64, mixed down. `seed`,
+        `steps`, `guidance`, `prior_weight`: of every portrait, as for `generate`. `vad`: what tells speech from other
+        sound: "energy", or the path of silero's ONNX model (`runtime.gate`). `max_backlog`: 1..600, seconds of speech
+        that may wait while something else is drawn. Raises InvalidArgument, StepsUnavailable, BackendMissing,
+        BackendFailed, Closed.
+        """
+        self._check_open()
+        rate = _integer("sample_rate", sample_rate, LOWEST_RATE, HIGHEST_RATE)
+        intake = Intake(rate, _integer("channels", channels, 1, MAX_CHANNELS))
+        _, table, chosen = self._options(steps, guidance, prior_weight)
+        style = Style(_integer("seed", seed, 0, MAX_SEED), table, chosen)
+        backlog = round(_seconds("max_backlog", max_backlog, 1, MAX_BACKLOG) * SAMPLE_RATE)
+        return Stream(self, style, intake, Gate(detector(vad)), backlog)
 
     def close(self) -> None:
         """Give memory and threads back, after a call in progress. Closing twice is harmless."""
@@ -175,6 +201,23 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _draw(self, work: Work, clock: Clock) -> list[Portrait]:
+        """The portraits of a work, when it is its turn; `clock` has measured what was done before it."""
+        with work.watch.turn(self._lock):
+            executor = self._check_open()
+            with clock.measure("graphs"):
+                images = executor.paint(work, clock)
+        guidance, prior, timings = work.options["guidance"], work.options["prior_weight"], clock.timings()
+        return [
+            Portrait(image, seed, work.steps, guidance, prior, timings, self.manifest.name, self.identity)
+            for image, seed in zip(images, work.seeds, strict=True)
+        ]
+
+    def _encode(self, pcm: npt.NDArray[np.float32], watch: Watch) -> npt.NDArray[np.float32]:
+        """The conditions of pcm, when it is their turn; see `Executor.encode`."""
+        with watch.turn(self._lock):
+            return self._check_open().encode(pcm)
 
     def _options(
         self, steps: int | None, guidance: float | None, prior_weight: float | None
@@ -227,6 +270,13 @@ def _integer(name: str, value: Any, low: int, high: int | None) -> int:
         limits = f"{low} or more" if high is None else f"in {low}..{high}"
         raise InvalidArgument(f"{name} must be a whole number {limits}, not {value!r:.40}.")
     return number
+
+
+def _seconds(name: str, value: Any, low: float, high: float) -> float:
+    """A number in range. Raises InvalidArgument."""
+    if isinstance(value, (bool, str, bytes)) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise InvalidArgument(f"{name} must be a number of seconds in {low:g}..{high:g}, not {value!r:.40}.")
+    return float(value)
 
 
 def _within(name: str, value: Any, default: float, limits: tuple[float, float], bundle: str) -> float:

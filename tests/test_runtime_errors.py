@@ -9,6 +9,7 @@ from runtime import errors
 EXPECTED = {
     "InvalidArgument": 10,
     "StepsUnavailable": 11,
+    "BufferTooSmall": 13,
     "AudioNotFound": 20,
     "AudioUnreadable": 21,
     "AudioSilent": 22,

@@ -1,0 +1,65 @@
+"""What libs2f runs first in Python; build.py puts this text into the library, so that it needs nothing but Python.
+
+It finds the packages, loads the bridge, and answers with a code and a text where something is missing. In a Python that
+the library has started itself (`ours`) it also does what Python's own start would do, and keeps it silent.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+UNEXPECTED, BACKEND_MISSING = 1, 40
+PACKAGES = {"runtime": "s2f-edge", "_cffi_backend": "cffi"}
+
+
+def start(load_native: Callable[[], Any], ours: int, version: str, folder: str) -> tuple[int, str]:
+    """Make the functions of bridge.py callable from C: (0, "") or what went wrong, as a code and its text.
+
+    `load_native`: makes cffi's module. `version`: of the library. `folder`: where the package `runtime` lay when the
+    library was built, for a checkout that is not installed.
+    """
+    try:
+        if ours:
+            prepare(folder)
+        from runtime import __version__
+
+        if __version__ != version:
+            return BACKEND_MISSING, (
+                f"libs2f {version} was built for s2f-edge {version}, but {__version__} is installed for "
+                f"{sys.executable}. Run: s2f-capi build"
+            )
+        native = load_native()
+        from runtime.capi import bridge
+
+        bridge.start(native.ffi)
+    except ModuleNotFoundError as error:
+        module = (error.name or str(error)).partition(".")[0]
+        package, python = PACKAGES.get(module, module), sys.executable
+        return BACKEND_MISSING, (
+            f"The package {package} is not installed for {python}. Run: {python} -m pip install {package}"
+        )
+    except ImportError as error:
+        return BACKEND_MISSING, f"A package of {sys.executable} is installed but cannot be imported: {error}"
+    except BaseException as error:  # noqa: BLE001 - nothing passes into C
+        return UNEXPECTED, f"unexpected {type(error).__name__} while Python was started: {error}"
+    return 0, ""
+
+
+def prepare(folder: str) -> None:
+    """Silence, then the packages of this Python."""
+    import io
+    import site
+
+    class Nowhere(io.TextIOBase):
+        """Takes what is written, without a file: the descriptors 0, 1 and 2 are the program's."""
+
+        def write(self, text: str, /) -> int:
+            return len(text)
+
+    sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Nowhere()  # type: ignore[assignment, misc]
+    sys.stdin = sys.__stdin__ = None  # type: ignore[misc]
+    site.main()
+    if folder not in sys.path:
+        sys.path.append(folder)

@@ -1,0 +1,129 @@
+/* streams BUNDLE VOICE FOLDER: speech in pieces; the last portrait goes to FOLDER/settled.rgb. */
+#include "host.h"
+
+#include <math.h>
+#include <time.h>
+
+static s2f_pipeline *pipeline;
+static voice speech;
+static uint8_t image[3072], before[3072];
+
+/* Wait for a portrait, up to so many milliseconds; 1 if one came. */
+static int wait_for(s2f_stream *stream, s2f_result *result, double *heard, int milliseconds)
+{
+    const struct timespec moment = {0, 2000000};
+    int32_t fresh = 0;
+    for (int i = 0; i < milliseconds / 2 && !fresh; i++) {
+        EXPECT(S2F_OK, s2f_stream_poll(stream, image, sizeof(image), result, &fresh, heard));
+        nanosleep(&moment, NULL);
+    }
+    return fresh;
+}
+
+static void settle(const char *folder)
+{
+    s2f_stream_options options;
+    s2f_stream *stream;
+    s2f_result result, small;
+    int32_t fresh = -1;
+    double heard = -1;
+    s2f_stream_options_init(&options);
+    s2f_result_init(&result);
+    s2f_result_init(&small);
+    options.seed = 5;
+    options.steps = 2;
+    EXPECT(S2F_OK, s2f_stream_open(pipeline, &options, &stream));
+    memset(image, 0x5A, sizeof(image));
+    memcpy(before, image, sizeof(image));
+    result.width = -7;
+    EXPECT(S2F_OK, s2f_stream_push(stream, NULL, 0));
+    EXPECT(S2F_OK, s2f_stream_poll(stream, image, sizeof(image), &result, &fresh, &heard));
+    CHECK(fresh == 0 && heard == 0 && memcmp(image, before, sizeof(image)) == 0 && result.width == -7);
+    for (size_t i = 0; i + 320 <= 3 * RATE; i += 320)
+        EXPECT(S2F_OK, s2f_stream_push(stream, speech.pcm + i, 320));
+    EXPECT(S2F_OK, s2f_stream_poll(stream, NULL, 0, &small, &fresh, NULL)); /* the size, which takes nothing */
+    CHECK(fresh == 0 && small.bytes_needed == sizeof(image));
+    EXPECT(S2F_BUFFER_TOO_SMALL, s2f_stream_poll(stream, image, 100, &small, &fresh, NULL));
+    CHECK(small.bytes_needed == sizeof(image));
+    CHECK(wait_for(stream, &result, &heard, 20000) && heard > 1);
+    CHECK(result.width == 32 && result.seed == 5 && result.steps == 2);
+    for (size_t i = 3 * RATE; i + 320 <= 7 * RATE; i += 320)
+        EXPECT(S2F_OK, s2f_stream_push(stream, speech.pcm + i, 320));
+    while (wait_for(stream, &result, &heard, 500)) /* the last one is of the first four seconds */
+        continue;
+    CHECK(heard > 4 && heard < 8);
+    write_file(folder, "settled.rgb", image, sizeof(image));
+    EXPECT(S2F_OK, s2f_stream_close(stream));
+    EXPECT(S2F_CLOSED, s2f_stream_close(stream));
+    EXPECT(S2F_CLOSED, s2f_stream_push(stream, speech.pcm, 100));
+    EXPECT(S2F_CLOSED, s2f_stream_poll(stream, image, sizeof(image), NULL, &fresh, NULL));
+}
+
+static void formats(void)
+{
+    s2f_stream_options options;
+    s2f_stream *stream;
+    s2f_result result;
+    int16_t *words = malloc(speech.frames * 2 * sizeof(int16_t));
+    double heard;
+    s2f_stream_options_init(&options);
+    s2f_result_init(&result);
+    options.sample_rate = 32000;
+    options.channels = 2;
+    options.max_backlog_s = 10;
+    for (size_t i = 0; i < speech.frames; i++)
+        words[2 * i] = words[2 * i + 1] = (int16_t)(speech.pcm[i] * 32767);
+    EXPECT(S2F_OK, s2f_stream_open(pipeline, &options, &stream));
+    EXPECT(S2F_OK, s2f_stream_push_i16(stream, words, speech.frames));
+    CHECK(wait_for(stream, &result, &heard, 20000));
+    free(words);
+    EXPECT(S2F_OK, s2f_close(pipeline)); /* closes the stream as well */
+    EXPECT(S2F_CLOSED, s2f_stream_close(stream));
+}
+
+static void mistakes(void)
+{
+    s2f_stream_options options;
+    s2f_stream *stream = (s2f_stream *)(void *)&options;
+    s2f_result result;
+    float samples[4] = {0, NAN, 0, 0};
+    int32_t fresh;
+    s2f_stream_options_init(&options);
+    s2f_result_init(&result);
+    options.sample_rate = -5;
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_open(pipeline, &options, &stream));
+    options.sample_rate = 0;
+    options.channels = -1;
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_open(pipeline, &options, &stream));
+    options.channels = 0;
+    options.steps = 3;
+    EXPECT(S2F_STEPS_UNAVAILABLE, s2f_stream_open(pipeline, &options, &stream));
+    options.steps = 0;
+    options.struct_size = 1;
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_open(pipeline, &options, &stream));
+    CHECK(stream == NULL);
+    options.struct_size = sizeof(size_t);
+    EXPECT(S2F_OK, s2f_stream_open(pipeline, &options, &stream));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_push(stream, NULL, 1));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_push(NULL, samples, 1));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_push(stream, samples, SIZE_MAX));
+    EXPECT(S2F_AUDIO_NON_FINITE, s2f_stream_push(stream, samples, 4));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_poll(stream, image, sizeof(image), &result, NULL, NULL));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_poll(stream, NULL, 5, &result, &fresh, NULL));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_poll(stream, NULL, 0, NULL, &fresh, NULL));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_info((s2f_pipeline *)(void *)stream, &result));
+    EXPECT(S2F_OK, s2f_stream_close(stream));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_close(NULL));
+}
+
+int main(int count, char **arguments)
+{
+    if (count != 4)
+        return 2;
+    pipeline = open_cpu(arguments[1]);
+    speech = read_voice(arguments[2]);
+    settle(arguments[3]);
+    mistakes();
+    formats();
+    return failures != 0;
+}
