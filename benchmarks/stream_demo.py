@@ -5,8 +5,9 @@ lets through.
 
 Every recording is resampled to 48 kHz and pushed in pieces of 20 ms, as a conference device delivers them, but faster
 than real time: times are those of the sound unless they are called wall. `FOLDER` is what `s2f-train corpus --speech`
-takes; its test and validation speakers were not heard in training. Measured are those with 8.5 s of speech or more.
-Each `--row` is one speaker in the sheet, of one recording or several joined. `--silero`: silero_vad.onnx of the package silero-vad, to compare the gate with.
+takes; its test and validation speakers were not heard in training. Those with 8.5 s of speech or more are measured.
+Each `--row` is one speaker in the sheet, of one recording or several joined. `--silero`: silero_vad.onnx of the package
+silero-vad, to compare the gate with.
 """
 
 from __future__ import annotations
