@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import re
 import shutil
 import subprocess
@@ -117,10 +118,9 @@ def test_the_interface_is_that_of_the_baseline(library: Path) -> None:
     """
     if shutil.which("abidiff") is None:
         pytest.skip("there is no abidiff here (apt-get install abigail-tools)")
-    if "x86_64" not in sysconfig.get_config_var("MULTIARCH"):
+    if platform.machine() != "x86_64":
         pytest.skip("the baseline is of x86-64")
-    where = "--headers-dir2", library / "include", "--drop-private-types"
-    output("abidiff", *where, HERE / "libs2f.abi", library / "lib" / "libs2f.so.1")
+    output("abidiff", HERE / "libs2f.abi", library / "lib" / "libs2f.so.1")
 
 
 @pytest.mark.parametrize("moved", [False, True])

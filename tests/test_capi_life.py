@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["fork", "host", "masks", "opens", "thread", "exit", "exit-within"])
+@pytest.mark.parametrize("command", ["fork", "host", "masks", "opens", "thread", "exit", "exit-within", "exit-beside"])
 def test_life(command: str, library: Path, place: Path) -> None:
     run(compile_program("life", library, place), command, place / "tiny", place / "voice.f32")
 
@@ -68,8 +68,8 @@ def test_loaded_and_left_for_long(scope: str, library: Path, place: Path) -> Non
 @pytest.mark.soak
 def test_two_hundred_processes(library: Path, place: Path) -> None:
     program = compile_program("life", library, place)
-    for _ in range(200):
-        run(program, "exit", place / "tiny", place / "voice.f32")
+    for number in range(200):
+        run(program, ("exit", "exit-beside")[number % 2], place / "tiny", place / "voice.f32")
 
 
 def test_a_program_in_c_with_a_python_of_its_own(library: Path, place: Path) -> None:

@@ -132,6 +132,22 @@ def test_another_release_of_the_package(place: Place) -> None:
     assert "s2f-capi build" in text
 
 
+def test_another_state_of_the_package(place: Place) -> None:
+    """A checkout that moved on since the library was built."""
+    link, package = place.packages / "runtime", place.packages / "runtime"
+    link.unlink()
+    package.mkdir()
+    for entry in (ROOT / "runtime").iterdir():
+        if entry.name != "capi":
+            (package / entry.name).symlink_to(entry)
+    capi = Path(shutil.copytree(ROOT / "runtime" / "capi", package / "capi"))
+    text = (capi / "bridge.py").read_text(encoding="utf-8")
+    (capi / "bridge.py").write_text(text.replace('"close", ', '"close", "stream_push_later", '), encoding="utf-8")
+    ((code, said),) = place.open()
+    shutil.rmtree(package)
+    assert (code, "Run: s2f-capi build" in said) == (40, True)
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [("SystemExit(4)", 1), ("KeyboardInterrupt", 1), ("MemoryError", 0), ("ImportError('x')", 0), ("ValueError", 0)],

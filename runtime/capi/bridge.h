@@ -37,5 +37,6 @@ int32_t bridge_stream_push(int64_t stream, const void *pcm, size_t frames, int32
 int32_t bridge_stream_poll(int64_t stream, const bridge_room *image, s2f_result *result, int32_t *fresh,
                            double *speech_s, char *message);
 int32_t bridge_stream_close(int64_t stream, char *message);
+int32_t bridge_end(char *message);
 
 #endif

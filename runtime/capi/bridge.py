@@ -7,12 +7,14 @@ command line would have written.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,34 +23,35 @@ import numpy.typing as npt
 
 import runtime
 
-from ..errors import BackendMissing, BufferTooSmall, InvalidArgument, S2FError
+from ..errors import BackendMissing, BufferTooSmall, Cancelled, Closed, InvalidArgument, S2FError
 from .handles import Handle, Messages, Table
 
 UNEXPECTED = 1
-MESSAGE_BYTES = 1024
 MOST_CHANNELS = 256
 """Below the samples of half a second at the lowest rate, so that an array's longer axis is time wherever it matters."""
 DEFAULT_RATE = 16000
 
+END_SECONDS = 3.0
+"""How long the end of a process waits for what is being drawn, which is given up within one step."""
+
 _CALLS = (
-    "open",
-    "info",
-    "generate",
-    "encode_png",
-    "close",
-    "stream_open",
-    "stream_push",
-    "stream_poll",
-    "stream_close",
+    *("open", "info", "generate", "encode_png", "close", "end"),
+    *("stream_open", "stream_push", "stream_poll", "stream_close"),
 )
 
 
-def start(ffi: Any) -> None:
-    """Put the functions below behind those of bridge.h. `ffi`: of the module cffi has made."""
-    bridge = Bridge(ffi)
-    for name in _CALLS:
-        function = _guarded(ffi, getattr(bridge, name))
-        ffi.def_extern(name=f"bridge_{name}", error=UNEXPECTED, onerror=lambda *_: None)(function)
+def start(native: Any) -> None:
+    """Put the functions below behind those of bridge.h. `native`: the module cffi has made of it.
+
+    Raises ImportError if they are not the same functions.
+    """
+    names = {f"bridge_{name}": name for name in _CALLS}
+    if {name for name in dir(native.lib) if name.startswith("bridge_")} != names.keys():
+        raise ImportError("libs2f was built from another state of s2f-edge. Run: s2f-capi build")
+    bridge = Bridge(native.ffi)
+    for declared, name in names.items():
+        function = _guarded(native.ffi, getattr(bridge, name), native.lib.BRIDGE_MESSAGE_BYTES)
+        native.ffi.def_extern(name=declared, error=UNEXPECTED, onerror=lambda *_: None)(function)
 
 
 def describe(error: BaseException) -> tuple[int, str]:
@@ -61,8 +64,8 @@ def describe(error: BaseException) -> tuple[int, str]:
     return UNEXPECTED, f"unexpected {type(error).__name__}: {error}"
 
 
-def _guarded(ffi: Any, function: Callable[..., None]) -> Callable[..., int]:
-    """The function with a message buffer as its last argument; returns a code and never raises."""
+def _guarded(ffi: Any, function: Callable[..., None], room: int) -> Callable[..., int]:
+    """The function with a message buffer of `room` bytes as its last argument; returns a code and never raises."""
 
     @functools.wraps(function)
     def call(*arguments: Any) -> int:
@@ -71,7 +74,7 @@ def _guarded(ffi: Any, function: Callable[..., None]) -> Callable[..., int]:
         except BaseException as error:  # noqa: BLE001 - nothing passes into C
             try:
                 code, text = describe(error)
-                data = text.replace("\0", " ").encode("utf-8", "backslashreplace")[: MESSAGE_BYTES - 1]
+                data = text.replace("\0", " ").encode("utf-8", "backslashreplace")[: room - 1]
                 data = data.decode("utf-8", "ignore").encode()  # no character is cut in two
                 ffi.memmove(arguments[-1], data + b"\0", len(data) + 1)
             except BaseException:  # noqa: BLE001 - an exception that cannot be told; C has a text for the code
@@ -100,14 +103,19 @@ class Bridge:
     def __init__(self, ffi: Any) -> None:
         self._ffi = ffi
         self._pipelines, self._streams = Table("pipeline"), Table("stream")
+        self._ending = False
 
     def open(self, bundle: Any, options: Any, number: Any) -> None:
         """`runtime.load`."""
-        handle = Handle(self._pipelines, messages=self._messages(options))
+        if self._ending:
+            raise Closed("The process is ending, nothing can be opened any more.")
+        handle = Handle(self._pipelines)
         with handle.opening():
+            handle.messages = self._messages(options)
             handle.target = runtime.load(
                 self._path(bundle), device=self._text(options.device) or "auto", threads=options.threads or None
             )
+            _run_once(handle.target)
             number[0] = handle.admit()
 
     def info(self, number: int, result: Any) -> None:
@@ -170,10 +178,28 @@ class Bridge:
         """`Pipeline.close`, its streams before."""
         self._pipelines.get(number).close()
 
+    def end(self) -> None:
+        """The process ends: refuse new work, give up what is being drawn, and wait for it for a moment.
+
+        Not for a pipeline whose progress function has ended the process on this thread: nothing of it is running.
+        """
+        if self._ending:
+            return
+        self._ending = True
+        handles = [handle for handle in self._pipelines.all() if not handle.is_drawing()]
+
+        def settle() -> None:
+            for handle in handles:
+                handle.settle()
+
+        thread = threading.Thread(target=settle, name="s2f-end", daemon=True)
+        thread.start()
+        thread.join(END_SECONDS)
+
     def stream_open(self, number: int, options: Any, stream: Any) -> None:
         """`Pipeline.stream`."""
         parent = self._pipelines.get(number)
-        handle = Handle(self._streams, parent=parent)
+        handle = Handle(self._streams, parent)
         channels = options.channels or 1
         limits = {"max_backlog": options.max_backlog_s} if options.max_backlog_s else {}
         with handle.opening():
@@ -226,11 +252,10 @@ class Bridge:
         tell = lambda level, text: log(level, text.encode("utf-8", "backslashreplace"), user)  # noqa: E731
         return Messages(tell, options.log_level or logging.WARNING)
 
-    def _progress(self, handle: Handle, request: Any) -> Callable[[int, int], object] | None:
-        if not request.progress:
-            return None
-
+    def _progress(self, handle: Handle, request: Any) -> Callable[[int, int], object]:
         def tell(done: int, total: int) -> object:
+            if self._ending or not request.progress:
+                return self._ending
             with handle.drawing():
                 return request.progress(done, total, request.progress_user)
 
@@ -262,6 +287,15 @@ class Bridge:
         result.guidance, result.prior_weight = portrait.guidance, portrait.prior_weight
         times = portrait.timings
         result.audio_ms, result.graphs_ms, result.total_ms = times.audio, times.graphs, times.total
+
+
+def _run_once(pipeline: runtime.Pipeline) -> None:
+    """Run the encoder, and no step. What a backend makes at its first run it takes apart at exit, and C can only come
+    before that (`stay_last` in library.c) if it exists when the pipeline is given out. Raises as `generate`.
+    """
+    hum = np.sin(0.1 * np.arange(DEFAULT_RATE, dtype=np.float32))
+    with contextlib.suppress(Cancelled):
+        pipeline.generate((hum, DEFAULT_RATE), progress=lambda *_: True)
 
 
 def _describe_bundle(result: Any, pipeline: runtime.Pipeline, count: int) -> None:

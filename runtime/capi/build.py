@@ -29,6 +29,7 @@ from ..output import write_files
 HERE = Path(__file__).parent
 MODULE = "_s2f_native"
 SONAME = "libs2f.so.1"
+HEADERS = ("s2f.h", "bridge.h")
 SOURCES = ("library.c", "structs.c", "start.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic")
 EXTRA = "s2f-edge[capi]"
@@ -173,14 +174,13 @@ def emit_module(cffi: Any, path: Path) -> None:
 
 
 def declarations() -> str:
-    """What cffi must know of s2f.h and bridge.h."""
-    texts = [re.sub(r"/\*.*?\*/|^#.*?$", "", (HERE / name).read_text(), flags=re.S | re.M) for name in HEADERS]
-    types = [found for text in texts for found in re.findall(r"^typedef [^{;]*(?:\{[^}]*\}[^;]*)?;", text, re.M)]
-    functions = re.findall(r"^int32_t bridge_[^;]*;", texts[1], re.M)
-    return "\n".join([*types, 'extern "Python+C" {', *functions, "}"])
-
-
-HEADERS = ("s2f.h", "bridge.h")
+    """What cffi must know of s2f.h and bridge.h: the types, the size of a message, and what Python implements."""
+    text = "".join((HERE / name).read_text(encoding="utf-8") for name in HEADERS)
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    sizes = [f"{found} ..." for found in re.findall(r"^#define BRIDGE_MESSAGE_BYTES", text, re.MULTILINE)]
+    types = re.findall(r"^typedef [^{;]*(?:\{[^}]*\}[^;]*)?;", text, re.MULTILINE)
+    functions = re.findall(r"^int32_t bridge_[^;]*;", text, re.MULTILINE)
+    return "\n".join([*sizes, *types, 'extern "Python+C" {', *functions, "}"])
 
 
 def compile_library(compiler: list[str], headers: Path, libpython: Path, library: Path, work: Path) -> Path:

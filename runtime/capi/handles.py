@@ -83,10 +83,11 @@ class Messages(logging.Handler):
 class Handle:
     """A pipeline, or a stream of one (`parent`), as `target`: an object with a `close`."""
 
-    def __init__(self, table: Table, *, messages: Messages | None = None, parent: Handle | None = None) -> None:
+    def __init__(self, table: Table, parent: Handle | None = None) -> None:
         self.target: Any = None
+        self.messages: Messages | None = None
+        self.parent = parent
         self.root: Handle = self if parent is None else parent.root
-        self.messages, self.parent = messages, parent
         self.number = 0
         self._table, self._children = table, set[Handle]()
         self._condition, self._users, self._open = threading.Condition(), 0, True
@@ -128,9 +129,13 @@ class Handle:
             _here.inside.remove(self)
             _here.drawing.remove(self.root)
 
+    def is_drawing(self) -> bool:
+        """Whether this thread is in a progress function of the pipeline."""
+        return self.root in _here.drawing
+
     def check_not_drawing(self) -> None:
         """Raise InvalidArgument where the call would wait for itself."""
-        if self.root in _here.drawing:
+        if self.is_drawing():
             raise InvalidArgument(
                 "The pipeline was used from within its own progress function, which it waits for. Return first."
             )
@@ -146,9 +151,22 @@ class Handle:
 
     def close(self) -> None:
         """End it and its streams, once nobody uses them. Raises Closed; InvalidArgument from within its own call."""
-        if self in _here.inside or self.root in _here.drawing:
+        if self in _here.inside or self.is_drawing():
             raise InvalidArgument(f"The {self._table.kind} was closed from within a function it called. Return first.")
         self._end()
+
+    def settle(self) -> None:
+        """As `close`, but the target is only left in peace, not closed; nothing is told. At the end of a process."""
+        if self.messages:
+            self.messages.close()
+        with self._condition:
+            self._open = False
+            children = list(self._children)
+        for child in children:
+            with contextlib.suppress(Exception):
+                child._end()
+        with self._condition:
+            self._condition.wait_for(lambda: self._users == 0)
 
     def _end(self) -> None:
         with self._condition:
@@ -220,6 +238,11 @@ class Table:
         if known:
             raise Closed(f"The {self.kind} is closed. Open it again.")
         raise InvalidArgument(f"The {self.kind} is not one that was opened here.")
+
+    def all(self) -> list[Handle]:
+        """Those that are not closed."""
+        with self._lock:
+            return list(self._handles.values())
 
     def discard(self, number: int) -> None:
         """Forget one."""

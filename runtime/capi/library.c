@@ -17,6 +17,7 @@
 #define MOST_SPEECHES 10000
 
 static __thread char last_error[BRIDGE_MESSAGE_BYTES];
+static uint32_t times_opened, times_drawn;
 
 static int32_t invalid(const char *text)
 {
@@ -46,6 +47,24 @@ static int32_t leave(int32_t code)
     else if (last_error[0] == '\0')
         refuse(last_error, code, "%s", s2f_strerror(code));
     return code;
+}
+
+/* At exit: a backend must not be at work while its library's own exit handlers take it apart. */
+static void end(void)
+{
+    char message[BRIDGE_MESSAGE_BYTES];
+    if (started(message) == S2F_OK)
+        (void)bridge_end(message);
+}
+
+/* Have `end` called before whatever the backends have registered until now: exit handlers run in reverse order. Asked
+ * for again after calls, since a backend may register more as it is used. `times`: how often it was asked for; the 1st,
+ * 2nd, 4th, 8th ... time it is done. */
+static void stay_last(uint32_t *times)
+{
+    const uint32_t count = __atomic_add_fetch(times, 1, __ATOMIC_RELAXED);
+    if ((count & (count - 1)) == 0)
+        (void)atexit(end);
 }
 
 static void *handle_of(int64_t number, uint64_t tag)
@@ -123,8 +142,10 @@ int32_t s2f_open(const char *bundle, const s2f_options *options, s2f_pipeline **
     if (code == S2F_OK)
         code = bridge_open(bundle, &ours, &number, last_error);
     release_signals(&signals);
-    if (code == S2F_OK)
+    if (code == S2F_OK) {
         *pipeline = handle_of(number, PIPELINE_TAG);
+        stay_last(&times_opened);
+    }
     return leave(code);
 }
 
@@ -172,7 +193,7 @@ static int32_t generate(s2f_pipeline *pipeline, const bridge_speech *speech, con
 {
     const bridge_room room = {images, image_bytes};
     s2f_request ours;
-    s2f_result *drawn;
+    s2f_result *all;
     int64_t number;
     int32_t code = enter(pipeline, PIPELINE_TAG, &number);
     if (code == S2F_OK)
@@ -183,11 +204,13 @@ static int32_t generate(s2f_pipeline *pipeline, const bridge_speech *speech, con
         code = take_request(&ours, request, last_error);
     if (code != S2F_OK)
         return leave(code);
-    drawn = calloc(speech->count, sizeof(*drawn));
-    if (drawn == NULL)
+    all = calloc(speech->count, sizeof(*all));
+    if (all == NULL)
         return refuse(last_error, S2F_UNEXPECTED, "There is no memory for %zu results.", speech->count);
-    code = draw(number, speech, &ours, &room, results, drawn);
-    free(drawn);
+    code = draw(number, speech, &ours, &room, results, all);
+    free(all);
+    if (code == S2F_OK)
+        stay_last(&times_drawn);
     return leave(code);
 }
 
@@ -312,6 +335,7 @@ int32_t s2f_stream_poll(s2f_stream *stream, uint8_t *image, size_t image_bytes, 
     if (code == S2F_BUFFER_TOO_SMALL || (code == S2F_OK && (is_fresh || image == NULL)))
         give_result(result, &ours);
     if (code == S2F_OK) {
+        stay_last(&times_drawn);
         *fresh = is_fresh;
         if (speech_s != NULL)
             *speech_s = heard;

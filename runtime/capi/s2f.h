@@ -26,7 +26,8 @@
  * dispositions, locale, environment and working directory are left alone.
  *
  * LIFETIME. Everything given to a function is read or written during the call and not kept, but for the log function.
- * The library works for a whole process: it is not unloaded by dlclose, and it needs no call at the end of the program.
+ * The library works for a whole process: it is not unloaded by dlclose. A program may end without closing anything: what
+ * is being drawn on other threads is then given up within one step, for which exit waits, 3 seconds at most.
  * A process made by fork after the first s2f_open must not use it: it gets S2F_BACKEND_FAILED there, until it executes
  * another program.
  *

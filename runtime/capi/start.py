@@ -33,7 +33,7 @@ def start(load_native: Callable[[], Any], ours: int, version: str, folder: str) 
         native = load_native()
         from runtime.capi import bridge
 
-        bridge.start(native.ffi)
+        bridge.start(native)
     except ModuleNotFoundError as error:
         module = (error.name or str(error)).partition(".")[0]
         package, python = PACKAGES.get(module, module), sys.executable

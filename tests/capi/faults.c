@@ -58,7 +58,8 @@ static void stream_calls(s2f_pipeline *pipeline, uint8_t *image)
     tell("stream close", s2f_stream_close(stream));
 }
 
-static void calls(void)
+/* `first`: a pipeline to work with; NULL: open one. */
+static void calls(s2f_pipeline *first)
 {
     static uint8_t image[3072], png[1 << 17];
     s2f_options options;
@@ -73,7 +74,8 @@ static void calls(void)
     options.threads = 1;
     options.log = listen;
     request.progress = watch;
-    if (tell("open", s2f_open(bundle, &options, &pipeline)) != S2F_OK) {
+    pipeline = first;
+    if (pipeline == NULL && tell("open", s2f_open(bundle, &options, &pipeline)) != S2F_OK) {
         CHECK(pipeline == NULL);
         return;
     }
@@ -100,13 +102,16 @@ int main(int count, char **arguments)
     python("import faults");
     expected = draw(pipeline, speech, 7, &size);
     name = "nothing";
-    calls();
+    calls(NULL);
     for (int i = 5; i < count; i++) {
         static char code[4096];
+        s2f_pipeline *opened = NULL;
         name = arguments[i];
+        if (strncmp(name, "open", 4) != 0)
+            opened = open_cpu(bundle);
         snprintf(code, sizeof(code), "faults.install('%s')", name);
         python(code);
-        calls();
+        calls(opened);
         python("faults.remove()");
         image = draw(pipeline, speech, 7, &size);
         CHECK(memcmp(expected, image, size) == 0);
@@ -114,7 +119,7 @@ int main(int count, char **arguments)
     }
     failing_calloc = 1;
     name = "generate: no memory in C";
-    calls();
+    calls(NULL);
     failing_calloc = 0;
     EXPECT(S2F_OK, s2f_close(pipeline));
     return failures != 0;

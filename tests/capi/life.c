@@ -251,7 +251,7 @@ static void small_threads(void)
     EXPECT(S2F_OK, s2f_close(pipeline));
 }
 
-/* exit: the program ends while a call is in progress and nothing is closed. */
+/* exit: the program ends and nothing is closed; from within a call, or beside calls of other threads. */
 
 static int32_t leave_now(int32_t done, int32_t total, void *user)
 {
@@ -260,6 +260,23 @@ static int32_t leave_now(int32_t done, int32_t total, void *user)
     if (done == 2)
         exit(failures != 0);
     return 0;
+}
+
+static void *draw_until_the_end(void *pipeline)
+{
+    uint8_t image[3072];
+    for (;;)
+        (void)s2f_generate(pipeline, speech.pcm, speech.frames, RATE, 1, NULL, image, 3072, NULL);
+    return NULL;
+}
+
+static void leaving_others(void)
+{
+    pthread_t thread;
+    s2f_pipeline *pipeline = open_cpu(bundle);
+    for (int i = 0; i < THREADS; i++)
+        pthread_create(&thread, NULL, draw_until_the_end, pipeline);
+    pause_ms(30);
 }
 
 static void leaving(int within)
@@ -293,6 +310,8 @@ int main(int count, char **arguments)
         opens();
     else if (strcmp(arguments[1], "thread") == 0)
         small_threads();
+    else if (strcmp(arguments[1], "exit-beside") == 0)
+        leaving_others();
     else if (strcmp(arguments[1], "exit") == 0 || strcmp(arguments[1], "exit-within") == 0)
         leaving(arguments[1][4] != '\0');
     else

@@ -77,6 +77,7 @@ static void close_while_it_listens(const char *bundle)
     options.log_level = 40;
     options.log = hear_slowly;
     EXPECT(S2F_OK, s2f_open(bundle, &options, &pipeline));
+    listening = listened = 0; /* what was told while opening does not count */
     pthread_create(&thread, NULL, draw_elsewhere, pipeline);
     while (!__atomic_load_n(&listening, __ATOMIC_ACQUIRE))
         nanosleep(&moment, NULL);
