@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.modules import EncoderGraph, StepRows
+from runtime.backends import ort
 from runtime.bundle import SAMPLE_RATE, SAMPLES
 from runtime.errors import BackendFailed, ParityFailed
 from training.checkpoint import System
@@ -111,8 +112,7 @@ def _difference(ours: Array, theirs: Array) -> float:
 
 
 def _session(stage: str, data: bytes) -> Any:
-    import onnxruntime
-
+    onnxruntime = ort.package("cpu")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3

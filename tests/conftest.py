@@ -1,10 +1,13 @@
 """What several test files share: the fixture corpus and one tiny system trained on it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # tests that import it themselves report nothing either
 
 CORPUS = Path(__file__).parent / "data" / "corpus"
 

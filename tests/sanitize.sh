@@ -48,7 +48,7 @@ command -v cmake >/dev/null || missing "cmake is not installed"
 export ASAN_OPTIONS="detect_leaks=0:exitcode=99:strict_string_checks=1:detect_stack_use_after_return=1"
 export UBSAN_OPTIONS="print_stacktrace=1:exitcode=99"
 export TSAN_OPTIONS="exitcode=99:suppressions=$here/tests/capi-tsan.supp"
-export OMP_NUM_THREADS=1 ORT_DISABLE_TELEMETRY=1
+export OMP_NUM_THREADS=1
 
 suite() {
     mkdir -p "$work/bin"

@@ -69,7 +69,7 @@ def voice(tmp_path):
 
 def ended(command, *, feed=b"", **options):
     """The finished process, its output as text."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [str(word) for word in command], input=feed, capture_output=True, timeout=120, env=environment, **options
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -51,6 +52,18 @@ def run(code: str, *arguments: str) -> str:
 def test_the_blocker_blocks() -> None:
     with pytest.raises(AssertionError, match="forbidden in the lean room: onnx"):
         run("import onnx")
+
+
+def test_nothing_is_written_or_reported_by_a_backend(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 would leave an identifier in the user's folders, and send it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    write_tiny_bundle(tmp_path / "tiny")
+    code = "import sys, runtime; runtime.load(sys.argv[1]).close()"
+    known = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    command = [sys.executable, "-c", code, str(tmp_path / "tiny")]
+    subprocess.run(command, cwd=ROOT, check=True, env={**known, "HOME": str(home), "TMPDIR": str(home)})
+    assert not list(home.rglob("*"))
 
 
 def test_importing_runtime_loads_none_of_its_dependencies() -> None:

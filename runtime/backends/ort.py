@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -181,6 +182,9 @@ def package(device: str) -> Any:
     """The package, imported on first use. Raises BackendMissing naming the extra."""
     if importlib.util.find_spec(NAME) is None:
         raise BackendMissing(f"ONNX Runtime is not installed, the device {device!r} needs it. Run: {_install(device)}")
+    # Without this, its wheels (1.32) report their use to Microsoft over HTTPS and keep an identifier in the user's
+    # cache. It is read once, as the package is loaded. What the user has set stays.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

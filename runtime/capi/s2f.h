@@ -23,7 +23,8 @@
  * each other; two pipelines draw side by side. A thread needs 1 MiB of stack for s2f_open, 256 KiB for the rest. The
  * threads this library starts have all asynchronous signals blocked, and s2f_open and s2f_stream_open hold them back in
  * the calling thread while they run, so that a signal handler of the program runs in the program's threads only. Signal
- * dispositions, locale, environment and working directory are left alone.
+ * dispositions, locale and working directory are left alone; so is the environment, but for ORT_DISABLE_TELEMETRY, which
+ * the first s2f_open sets to 1 where it is not set: without it ONNX Runtime reports its use over the network.
  *
  * LIFETIME. Everything given to a function is read or written during the call and not kept, but for the log function.
  * The library works for a whole process: it is not unloaded by dlclose. A program may end without closing anything: what

@@ -120,7 +120,8 @@ static size_t snapshot(char *text, size_t room)
         exit(2);
     used = strlen(text);
     for (char **one = environ; *one != NULL; one++)
-        used += (size_t)snprintf(text + used, room - used, "%s\n", *one);
+        if (strncmp(*one, "ORT_DISABLE_TELEMETRY=", 22) != 0) /* the only one, see s2f.h */
+            used += (size_t)snprintf(text + used, room - used, "%s\n", *one);
     return used;
 }
 
