@@ -75,5 +75,8 @@ def test_streams(library: Path, place: Path) -> None:
         while stream.portrait_seconds < 4 and time.monotonic() < deadline:
             settled = stream.poll() or settled
             time.sleep(0.01)
+        stream.push(voice[7 * 16000 :][:8000])
+        finished = stream.finish(60)
     assert settled is not None
     assert (place / "settled.rgb").read_bytes() == settled.image.tobytes()
+    assert (place / "finished.rgb").read_bytes() == finished.image.tobytes()

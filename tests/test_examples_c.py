@@ -218,28 +218,25 @@ def test_help_says_what_a_portrait_is_not(programs, program):
     assert max(map(len, made.stdout.splitlines())) <= 120
 
 
-def heard(bundle, seconds):
-    """The portrait that a stream draws of so many seconds of speech."""
+def heard(bundle):
+    """The portrait that a stream draws of all the speech."""
     with runtime.load(bundle, device="cpu") as pipeline, pipeline.stream(sample_rate=RATE, seed=3) as stream:
         for piece in np.split(SHORT, SHORT.size // 320):
             stream.push(piece)
-        end = time.monotonic() + 60
-        while stream.portrait_seconds != seconds and time.monotonic() < end:
-            portrait = stream.poll()
-    return portrait
+        return stream.finish(60)
 
 
-def test_conference_writes_the_newest_portrait_of_a_stream(programs, bundle, tmp_path):
+def test_conference_writes_the_portrait_of_all_that_was_said(programs, bundle, tmp_path):
     out = tmp_path / "out.png"
     command = [programs / "conference", "--bundle", bundle, "--seed", 3, "--raw", RATE, 1, "-", out]
     made = ended(command, feed=SHORT.tobytes())
     assert (made.returncode, made.stderr) == (0, "")
     lines = [
-        re.fullmatch(r"(.*)  portrait (\d+): .* s of speech in .* s of sound, .* s after the first sound", line)
+        re.fullmatch(r"(.*)  portrait (\d+): after .* s of sound, .* s after the first", line)
         for line in made.stdout.splitlines()
     ]
     assert [(line[1], int(line[2])) for line in lines] == [(str(out), n + 1) for n in range(len(lines))]
-    assert out.read_bytes() == heard(bundle, 4.0).encode("png")
+    assert out.read_bytes() == heard(bundle).encode("png")
 
 
 def test_conference_ends_well_on_a_signal_and_without_speech(programs, bundle, tmp_path):
@@ -325,6 +322,12 @@ int main(int argc, char **argv)
     s2f::Stream stream = pipeline.stream({});
     stream.push(noise.data(), 320);
     assert(!stream.poll());
+    try {
+        stream.finish(1000);
+        assert(!"a portrait of no speech");
+    } catch (const s2f::Error &error) {
+        assert(error.code() == S2F_AUDIO_SILENT);
+    }
     try {
         s2f::Pipeline missing("/missing");
         assert(!"opened");

@@ -20,7 +20,7 @@
 #endif
 
 #define PIECES_PER_SECOND 50
-#define LAST_WAIT_S 1.0 /* after the end of the source, for a portrait that is being drawn */
+#define LAST_WAIT_MS 10000 /* after the end of the source, for the portrait of all that was said */
 
 static const char help[] =
     "Usage: conference [OPTIONS] --raw RATE CHANNELS [--i16 | --f32] SOURCE OUT.png\n"
@@ -35,6 +35,7 @@ static const char help[] =
     "  --raw RATE CHANNELS   samples per second and channels of the source\n"
     "  --i16, --f32          how they are written: 16-bit integers (default) or 32-bit floats\n"
     "  --paced               take stdin at the speed of speech, as if it came from a microphone\n"
+    "  --vad FILE            silero's ONNX file, to tell speech from music and beeps too; default: by energy and pitch\n"
     "  --seed S              same seed and speech, same portraits (default 0)\n"
     "  --steps N             denoising steps, one of the bundle's; default: the bundle's\n"
     "  --bundle DIR          folder of the bundle; default: the shipped demo\n"
@@ -91,6 +92,7 @@ static int read_settings(int argc, char **argv, settings *set)
         {"--i16", &i16, 0, 0, 0, NULL},
         {"--f32", &f32, 0, 0, 0, NULL},
         {"--paced", &set->paced, 0, 0, 0, NULL},
+        {"--vad", NULL, 0, 0, 0, &set->stream.vad},
         {"--seed", &seed, 1, 0, INT64_MAX, NULL},
         {"--steps", &steps, 1, 1, INT32_MAX, NULL},
         {"--bundle", NULL, 0, 0, 0, &set->bundle},
@@ -231,23 +233,36 @@ static int32_t push(s2f_stream *stream, const source *from, size_t frames)
                                : s2f_stream_push_i16(stream, from->piece, frames);
 }
 
-/* Writes the newest portrait if there is one. Returns an s2f code; an error has been reported. */
+/* Writes the portrait in view. Returns an s2f code; an error has been reported. */
+static int32_t show(viewer *view, const source *from, const char *path)
+{
+    view->portraits++;
+    printf("%s  portrait %d: after %.2f s of sound, %.2f s after the first\n", path, view->portraits, from->heard_s,
+           now_s() - from->begin_s);
+    fflush(stdout);
+    return save_portrait(view->pipeline, view->image, &view->result, path);
+}
+
+/* Shows the newest portrait if there is one. Returns an s2f code; an error has been reported. */
 static int32_t look(viewer *view, const source *from, const char *path)
 {
     int32_t fresh = 0;
-    double speech_s = 0;
-    int32_t code = s2f_stream_poll(view->stream, view->image, view->size, &view->result, &fresh, &speech_s);
+    int32_t code = s2f_stream_poll(view->stream, view->image, view->size, &view->result, &fresh, NULL);
     if (code != S2F_OK) {
         return report(code);
     }
-    if (fresh) {
-        code = save_portrait(view->pipeline, view->image, &view->result, path);
-        view->portraits++;
-        printf("%s  portrait %d: %.2f s of speech in %.2f s of sound, %.2f s after the first sound\n", path,
-               view->portraits, speech_s, from->heard_s, now_s() - from->begin_s);
-        fflush(stdout);
+    return fresh ? show(view, from, path) : S2F_OK;
+}
+
+/* Shows the portrait of all that was said. Returns an s2f code; an error has been reported. */
+static int32_t look_at_last(viewer *view, const source *from, const char *path)
+{
+    int32_t code = s2f_stream_finish(view->stream, LAST_WAIT_MS, view->image, view->size, &view->result);
+    if (code == S2F_AUDIO_SILENT || code == S2F_AUDIO_TOO_SHORT) {
+        fprintf(stderr, "conference: %.2f s of sound held too little speech for a portrait\n", from->heard_s);
+        return S2F_OK;
     }
-    return code;
+    return code == S2F_OK ? show(view, from, path) : report(code);
 }
 
 /* Pieces in, portraits out, until the source ends. Returns an s2f code; an error has been reported. */
@@ -262,11 +277,7 @@ static int32_t listen(viewer *view, source *from, const char *path)
         code = push(view->stream, from, frames);
         code = code == S2F_OK ? look(view, from, path) : report(code);
     }
-    for (double end = now_s() + LAST_WAIT_S; code == S2F_OK && !interrupted() && now_s() < end;) {
-        sleep_until(now_s() + 1.0 / PIECES_PER_SECOND);
-        code = look(view, from, path);
-    }
-    return code;
+    return code == S2F_OK && !interrupted() ? look_at_last(view, from, path) : code;
 }
 
 /* Between opening and closing the pipeline. Returns an s2f code; an error has been reported. */
@@ -286,9 +297,6 @@ static int32_t converse(s2f_pipeline *pipeline, const settings *set, source *fro
     view.size = view.result.bytes_needed;
     view.image = malloc(view.size);
     code = view.image == NULL ? fail(S2F_UNEXPECTED, "out of memory") : listen(&view, from, set->words[1]);
-    if (code == S2F_OK && view.portraits == 0) {
-        fprintf(stderr, "conference: %.2f s of sound held too little speech for a portrait\n", from->heard_s);
-    }
     free(view.image);
     s2f_stream_close(view.stream);
     return code;

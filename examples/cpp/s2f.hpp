@@ -151,6 +151,13 @@ public:
         return Update{next_, speech};
     }
 
+    // No more samples come: the portrait of all the speech there was. `timeout_ms`: 0 for no limit.
+    Portrait finish(std::uint32_t timeout_ms = 0)
+    {
+        check(s2f_stream_finish(stream_.get(), timeout_ms, next_.pixels.data(), next_.pixels.size(), &next_.result));
+        return next_;
+    }
+
     s2f_stream *get() const noexcept { return stream_.get(); }
 
 private:

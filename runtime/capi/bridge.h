@@ -36,6 +36,8 @@ int32_t bridge_stream_open(int64_t pipeline, const s2f_stream_options *options, 
 int32_t bridge_stream_push(int64_t stream, const void *pcm, size_t frames, int32_t is_float, char *message);
 int32_t bridge_stream_poll(int64_t stream, const bridge_room *image, s2f_result *result, int32_t *fresh,
                            double *speech_s, char *message);
+int32_t bridge_stream_finish(int64_t stream, uint32_t timeout_ms, const bridge_room *image, s2f_result *result,
+                             char *message);
 int32_t bridge_stream_close(int64_t stream, char *message);
 int32_t bridge_end(char *message);
 

@@ -36,7 +36,7 @@ END_SECONDS = 3.0
 
 _CALLS = (
     *("open", "info", "generate", "encode_png", "close", "end"),
-    *("stream_open", "stream_push", "stream_poll", "stream_close"),
+    *("stream_open", "stream_push", "stream_poll", "stream_finish", "stream_close"),
 )
 
 
@@ -202,6 +202,7 @@ class Bridge:
         handle = Handle(self._streams, parent)
         channels = options.channels or 1
         limits = {"max_backlog": options.max_backlog_s} if options.max_backlog_s else {}
+        detector = {"vad": self._path(options.vad)} if options.vad else {}
         with handle.opening():
             made = parent.target.stream(
                 sample_rate=options.sample_rate or DEFAULT_RATE,
@@ -211,6 +212,7 @@ class Bridge:
                 guidance=_number(options.guidance),
                 prior_weight=_number(options.prior_weight),
                 **limits,
+                **detector,
             )
             handle.target = Feed(made, channels)
             stream[0] = handle.admit()
@@ -234,6 +236,15 @@ class Bridge:
                     self._give(portrait, room.bytes, result)
                 fresh[0] = portrait is not None
             speech_s[0] = handle.target.stream.speech_seconds
+
+    def stream_finish(self, number: int, timeout_ms: int, room: Any, result: Any) -> None:
+        """`Stream.finish`."""
+        handle = self._streams.get(number)
+        with handle.use():
+            handle.check_not_drawing()
+            _describe_bundle(result, handle.root.target, 1)
+            _check_room(room, result.bytes_needed)
+            self._give(handle.target.stream.finish(timeout_ms / 1000 or None), room.bytes, result)
 
     def stream_close(self, number: int) -> None:
         """`Stream.close`."""

@@ -343,6 +343,26 @@ int32_t s2f_stream_poll(s2f_stream *stream, uint8_t *image, size_t image_bytes, 
     return leave(code);
 }
 
+int32_t s2f_stream_finish(s2f_stream *stream, uint32_t timeout_ms, uint8_t *image, size_t image_bytes,
+                          s2f_result *result)
+{
+    const bridge_room room = {image, image_bytes};
+    s2f_result ours;
+    int64_t number;
+    int32_t code = enter(stream, STREAM_TAG, &number);
+    if (code == S2F_OK && image == NULL)
+        code = invalid("The image is NULL.");
+    if (code == S2F_OK)
+        code = take_result(&ours, result, last_error);
+    if (code == S2F_OK)
+        code = bridge_stream_finish(number, timeout_ms, &room, &ours, last_error);
+    if (code == S2F_OK || code == S2F_BUFFER_TOO_SMALL)
+        give_result(result, &ours);
+    if (code == S2F_OK)
+        stay_last(&times_drawn);
+    return leave(code);
+}
+
 int32_t s2f_stream_close(s2f_stream *stream)
 {
     int64_t number;

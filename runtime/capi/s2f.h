@@ -160,6 +160,7 @@ typedef struct s2f_stream_options {
     float prior_weight;
     double max_backlog_s; /* seconds of speech that may wait while something else is drawn, 1..600; more is dropped as
                              it arrives. 0: 30 */
+    const char *vad;      /* what tells speech from other sound: "energy", or the path of silero's ONNX file; NULL: energy */
 } s2f_stream_options;
 
 /* S2F_ABI_VERSION of the library that is loaded, which may be newer than this header. Cannot fail. */
@@ -266,8 +267,8 @@ S2F_API int32_t s2f_close(s2f_pipeline *pipeline);
  * stream:  set to a new handle, which the caller owns and gives to s2f_stream_close; NULL where the call fails.
  *
  * On any thread. A pipeline may have several streams, and draw beside them; all take turns, one window of speech or one
- * portrait at a time. Fails with S2F_INVALID_ARGUMENT, S2F_STEPS_UNAVAILABLE,
- * S2F_BACKEND_MISSING, S2F_CLOSED. */
+ * portrait at a time. Fails with S2F_INVALID_ARGUMENT, S2F_STEPS_UNAVAILABLE, S2F_BACKEND_MISSING (the resampler, or
+ * ONNX Runtime for vad), S2F_BACKEND_FAILED, S2F_CLOSED. */
 S2F_API int32_t s2f_stream_open(s2f_pipeline *pipeline, const s2f_stream_options *options, s2f_stream **stream);
 
 /* Hand over samples, interleaved, any number of frames; 0 is harmless, and pcm may be NULL then. Copied before it
@@ -287,6 +288,17 @@ S2F_API int32_t s2f_stream_push_i16(s2f_stream *stream, const int16_t *pcm, size
  * more speech arrives. */
 S2F_API int32_t s2f_stream_poll(s2f_stream *stream, uint8_t *image, size_t image_bytes, s2f_result *result,
                                 int32_t *fresh, double *speech_s);
+
+/* No more samples come: wait for the portrait of all the speech there was. Later pushes get S2F_CLOSED.
+ *
+ * timeout_ms: for the whole call; 0: no limit. After S2F_TIMED_OUT it may be called again.
+ * image, image_bytes, result: as in s2f_generate; image is not NULL here.
+ *
+ * On any thread but in a progress function of the pipeline. Fails with S2F_AUDIO_SILENT without speech,
+ * S2F_AUDIO_TOO_SHORT below half a second of it, S2F_TIMED_OUT, S2F_BUFFER_TOO_SMALL, S2F_INVALID_ARGUMENT, S2F_CLOSED,
+ * and with what went wrong while the portrait was drawn. */
+S2F_API int32_t s2f_stream_finish(s2f_stream *stream, uint32_t timeout_ms, uint8_t *image, size_t image_bytes,
+                                  s2f_result *result);
 
 /* Close a stream, on any thread. As s2f_close: waits for calls in progress with it; a portrait that is being drawn is
  * given up within one step. */

@@ -30,6 +30,7 @@ static const size_t stream_options_ends[] = {
     END(s2f_stream_options, struct_size),  END(s2f_stream_options, sample_rate), END(s2f_stream_options, channels),
     END(s2f_stream_options, seed),         END(s2f_stream_options, steps),       END(s2f_stream_options, guidance),
     END(s2f_stream_options, prior_weight), END(s2f_stream_options, max_backlog_s),
+    END(s2f_stream_options, vad),
 };
 
 int32_t refuse(char *message, int32_t code, const char *format, ...)

@@ -53,10 +53,19 @@ static void settle(const char *folder)
         continue;
     CHECK(heard > 4 && heard < 8);
     write_file(folder, "settled.rgb", image, sizeof(image));
+    EXPECT(S2F_BUFFER_TOO_SMALL, s2f_stream_finish(stream, 0, image, 100, &small));
+    EXPECT(S2F_OK, s2f_stream_push(stream, speech.pcm + 7 * RATE, RATE / 2));
+    for (int i = 0; i < 2; i++) { /* all the speech there was; may be asked for again */
+        EXPECT(S2F_OK, s2f_stream_finish(stream, 20000, image, sizeof(image), &result));
+        CHECK(result.seed == 5 && result.steps == 2 && result.total_ms > 0);
+    }
+    write_file(folder, "finished.rgb", image, sizeof(image));
+    EXPECT(S2F_CLOSED, s2f_stream_push(stream, speech.pcm, 100));
     EXPECT(S2F_OK, s2f_stream_close(stream));
     EXPECT(S2F_CLOSED, s2f_stream_close(stream));
     EXPECT(S2F_CLOSED, s2f_stream_push(stream, speech.pcm, 100));
     EXPECT(S2F_CLOSED, s2f_stream_poll(stream, image, sizeof(image), NULL, &fresh, NULL));
+    EXPECT(S2F_CLOSED, s2f_stream_finish(stream, 0, image, sizeof(image), NULL));
 }
 
 static void formats(void)
@@ -102,8 +111,18 @@ static void mistakes(void)
     options.struct_size = 1;
     EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_open(pipeline, &options, &stream));
     CHECK(stream == NULL);
+    options.struct_size = sizeof(options);
+    options.vad = "/no/such/model.onnx";
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_open(pipeline, &options, &stream));
+    CHECK(stream == NULL && strstr(s2f_last_error(), options.vad) != NULL);
+    options.vad = "energy";
+    EXPECT(S2F_OK, s2f_stream_open(pipeline, &options, &stream));
+    EXPECT(S2F_AUDIO_SILENT, s2f_stream_finish(stream, 0, image, sizeof(image), &result));
+    EXPECT(S2F_OK, s2f_stream_close(stream));
     options.struct_size = sizeof(size_t);
     EXPECT(S2F_OK, s2f_stream_open(pipeline, &options, &stream));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_finish(stream, 0, NULL, 0, &result));
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_finish(NULL, 0, image, sizeof(image), &result));
     EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_push(stream, NULL, 1));
     EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_push(NULL, samples, 1));
     EXPECT(S2F_INVALID_ARGUMENT, s2f_stream_push(stream, samples, SIZE_MAX));

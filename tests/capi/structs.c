@@ -21,6 +21,7 @@ static void show(void)
     SHOW(s2f_stream_options, channels), SHOW(s2f_stream_options, seed), SHOW(s2f_stream_options, steps);
     SHOW(s2f_stream_options, guidance), SHOW(s2f_stream_options, prior_weight);
     SHOW(s2f_stream_options, max_backlog_s);
+    SHOW(s2f_stream_options, vad);
 }
 
 /* What a program of a later release would hand over. */
