@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
 import pytest
 from capi.host import HERE, build_library, compile_program, needs_compiler, run, write_voice
 from tiny_bundle import write_tiny_bundle
-
-from runtime.capi.build import find_libpython
 
 pytestmark = needs_compiler
 
@@ -74,8 +73,9 @@ def test_two_hundred_processes(library: Path, place: Path) -> None:
 
 def test_a_program_in_c_with_a_python_of_its_own(library: Path, place: Path) -> None:
     packages = os.pathsep.join([str(HERE.parents[1]), *(path for path in sys.path if path.endswith("-packages"))])
+    shared = Path(sysconfig.get_config_var("LIBDIR")) / f"libpython{sysconfig.get_config_var('LDVERSION')}.so.1.0"
     program = compile_program("embedding", library, place)
-    run(program, find_libpython(), place / "tiny", place / "voice.f32", PYTHONPATH=packages)
+    run(program, shared, place / "tiny", place / "voice.f32", PYTHONPATH=packages)
 
 
 @pytest.mark.parametrize(

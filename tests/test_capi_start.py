@@ -176,13 +176,17 @@ def test_packages_that_arrive_later_are_found(place: Place, tmp_path: Path) -> N
 
 
 def test_a_python_that_is_gone(place: Place, tmp_path: Path) -> None:
-    place.python.rename(tmp_path / "python")
+    """A link to nowhere in bin: an error, and not another Python further up."""
+    gone = tmp_path / "gone"
+    interpreter = place.python.with_name(f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    interpreter.rename(gone)
+    interpreter.symlink_to("nowhere")
     try:
         told = place.open(2)
     finally:
-        (tmp_path / "python").rename(place.python)
+        gone.replace(interpreter)
     assert [code for code, _ in told] == [40, 40]
-    assert str(place.python) in told[0][1]
+    assert f"there is no {interpreter}" in told[0][1]
     assert "s2f-capi build" in told[0][1]
 
 

@@ -40,18 +40,19 @@ _CALLS = (
 )
 
 
-def start(native: Any) -> None:
-    """Put the functions below behind those of bridge.h. `native`: the module cffi has made of it.
+def start(native: Any, functions: int) -> None:
+    """Put the functions below into the table of bridge.h at an address. `native`: the module cffi has made of bridge.h.
 
     Raises ImportError if they are not the same functions.
     """
-    names = {f"bridge_{name}": name for name in _CALLS}
-    if {name for name in dir(native.lib) if name.startswith("bridge_")} != names.keys():
+    table = native.ffi.cast("bridge_functions *", functions)
+    if set(dir(table[0])) != set(_CALLS):
         raise ImportError("libs2f was built from another state of s2f-edge. Run: s2f-capi build")
     bridge = Bridge(native.ffi)
-    for declared, name in names.items():
+    for name in _CALLS:
         function = _guarded(native.ffi, getattr(bridge, name), native.lib.BRIDGE_MESSAGE_BYTES)
-        native.ffi.def_extern(name=declared, error=UNEXPECTED, onerror=lambda *_: None)(function)
+        native.ffi.def_extern(name=f"bridge_{name}", error=UNEXPECTED, onerror=lambda *_: None)(function)
+        setattr(table, name, getattr(native.lib, f"bridge_{name}"))
 
 
 def describe(error: BaseException) -> tuple[int, str]:

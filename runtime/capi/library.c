@@ -54,7 +54,7 @@ static void end(void)
 {
     char message[BRIDGE_MESSAGE_BYTES];
     if (started(message) == S2F_OK)
-        (void)bridge_end(message);
+        (void)bridge.end(message);
 }
 
 /* Have `end` called before whatever the backends have registered until now: exit handlers run in reverse order. Asked
@@ -140,7 +140,7 @@ int32_t s2f_open(const char *bundle, const s2f_options *options, s2f_pipeline **
     hold_signals(&signals);
     code = start(last_error);
     if (code == S2F_OK)
-        code = bridge_open(bundle, &ours, &number, last_error);
+        code = bridge.open(bundle, &ours, &number, last_error);
     release_signals(&signals);
     if (code == S2F_OK) {
         *pipeline = handle_of(number, PIPELINE_TAG);
@@ -159,7 +159,7 @@ int32_t s2f_info(s2f_pipeline *pipeline, s2f_result *result)
     if (code == S2F_OK)
         code = take_result(&ours, result, last_error);
     if (code == S2F_OK)
-        code = bridge_info(number, &ours, last_error);
+        code = bridge.info(number, &ours, last_error);
     if (code == S2F_OK)
         give_result(result, &ours);
     return leave(code);
@@ -182,7 +182,7 @@ static int32_t draw(int64_t number, const bridge_speech *speech, const s2f_reque
             code = invalid("The results of a batch differ in struct_size.");
     }
     if (code == S2F_OK)
-        code = bridge_generate(number, speech, request, images, ours, last_error);
+        code = bridge.generate(number, speech, request, images, ours, last_error);
     for (size_t i = 0; i < speech->count && (code == S2F_OK || code == S2F_BUFFER_TOO_SMALL); i++)
         give_result(result_at(results, i), &ours[i]);
     return code;
@@ -260,7 +260,7 @@ int32_t s2f_encode_png(s2f_pipeline *pipeline, const uint8_t *image, const s2f_r
     if (code == S2F_OK)
         code = take_result(&ours, result, last_error);
     if (code == S2F_OK)
-        code = bridge_encode_png(number, image, &ours, &room, needed, last_error);
+        code = bridge.encode_png(number, image, &ours, &room, needed, last_error);
     return leave(code);
 }
 
@@ -269,7 +269,7 @@ int32_t s2f_close(s2f_pipeline *pipeline)
     int64_t number;
     int32_t code = enter(pipeline, PIPELINE_TAG, &number);
     if (code == S2F_OK)
-        code = bridge_close(number, last_error);
+        code = bridge.close(number, last_error);
     return leave(code);
 }
 
@@ -287,7 +287,7 @@ int32_t s2f_stream_open(s2f_pipeline *pipeline, const s2f_stream_options *option
     if (code != S2F_OK)
         return leave(code);
     hold_signals(&signals);
-    code = bridge_stream_open(number, &ours, &made, last_error);
+    code = bridge.stream_open(number, &ours, &made, last_error);
     release_signals(&signals);
     if (code == S2F_OK)
         *stream = handle_of(made, STREAM_TAG);
@@ -301,7 +301,7 @@ static int32_t push(s2f_stream *stream, const void *pcm, size_t frames, int32_t 
     if (code == S2F_OK && pcm == NULL && frames > 0)
         code = invalid("The samples are NULL.");
     if (code == S2F_OK)
-        code = bridge_stream_push(number, pcm, frames, is_float, last_error);
+        code = bridge.stream_push(number, pcm, frames, is_float, last_error);
     return leave(code);
 }
 
@@ -331,7 +331,7 @@ int32_t s2f_stream_poll(s2f_stream *stream, uint8_t *image, size_t image_bytes, 
     if (code == S2F_OK)
         code = take_result(&ours, result, last_error);
     if (code == S2F_OK)
-        code = bridge_stream_poll(number, &room, &ours, &is_fresh, &heard, last_error);
+        code = bridge.stream_poll(number, &room, &ours, &is_fresh, &heard, last_error);
     if (code == S2F_BUFFER_TOO_SMALL || (code == S2F_OK && (is_fresh || image == NULL)))
         give_result(result, &ours);
     if (code == S2F_OK) {
@@ -355,7 +355,7 @@ int32_t s2f_stream_finish(s2f_stream *stream, uint32_t timeout_ms, uint8_t *imag
     if (code == S2F_OK)
         code = take_result(&ours, result, last_error);
     if (code == S2F_OK)
-        code = bridge_stream_finish(number, timeout_ms, &room, &ours, last_error);
+        code = bridge.stream_finish(number, timeout_ms, &room, &ours, last_error);
     if (code == S2F_OK || code == S2F_BUFFER_TOO_SMALL)
         give_result(result, &ours);
     if (code == S2F_OK)
@@ -368,6 +368,6 @@ int32_t s2f_stream_close(s2f_stream *stream)
     int64_t number;
     int32_t code = enter(stream, STREAM_TAG, &number);
     if (code == S2F_OK)
-        code = bridge_stream_close(number, last_error);
+        code = bridge.stream_close(number, last_error);
     return leave(code);
 }

@@ -24,6 +24,9 @@ int32_t take_stream_options(s2f_stream_options *ours, const s2f_stream_options *
 /* Write a result to the caller's structure, of whatever size; NULL is not wanted. (structs.c) */
 void give_result(s2f_result *theirs, const s2f_result *ours);
 
+/* Filled by `start`. (start.c) */
+extern bridge_functions bridge;
+
 /* Make the functions of bridge.h callable: start Python where the process has none, and load bridge.py. Done once; any
  * number of threads may ask at the same time. (start.c) */
 int32_t start(char *message);
