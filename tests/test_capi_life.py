@@ -15,6 +15,12 @@ from tiny_bundle import write_tiny_bundle
 
 pytestmark = needs_compiler
 
+PACKAGES = os.pathsep.join([str(HERE.parents[1]), *(path for path in sys.path if path.endswith("-packages"))])
+
+
+def shared_python() -> Path:
+    return Path(sysconfig.get_config_var("LIBDIR")) / f"libpython{sysconfig.get_config_var('LDVERSION')}.so.1.0"
+
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,9 +36,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["fork", "host", "masks", "opens", "thread", "exit", "exit-within", "exit-beside"])
+@pytest.mark.parametrize("command", ["fork", "host", "masks", "opens", "thread"])
 def test_life(command: str, library: Path, place: Path) -> None:
     run(compile_program("life", library, place), command, place / "tiny", place / "voice.f32")
+
+
+@pytest.mark.parametrize(
+    ("command", "moments"), [("beside", (0, 20, 45, 90, 160)), ("first", (0, 150)), ("drawing", (0,)), ("told", (0,))]
+)
+def test_a_program_ends_in_the_midst_of_things(
+    command: str, moments: tuple[int, ...], library: Path, place: Path
+) -> None:
+    program = compile_program("ends", library, place)
+    for moment in moments:
+        assert run(program, command, place / "tiny", place / "voice.f32", moment, timeout=20) == ""
+
+
+@pytest.mark.parametrize("command", ["locked", "python-first", "interpreters"])
+def test_a_program_ends_its_own_python(command: str, library: Path, place: Path) -> None:
+    program = compile_program("ends", library, place)
+    files = place / "tiny", place / "voice.f32"
+    for moment in (30, 60, 90):
+        assert run(program, command, *files, moment, shared_python(), timeout=20, PYTHONPATH=PACKAGES) == ""
 
 
 @pytest.mark.parametrize("command", ["progress", "closing", "within"])
@@ -66,16 +91,14 @@ def test_loaded_and_left_for_long(scope: str, library: Path, place: Path) -> Non
 
 @pytest.mark.soak
 def test_two_hundred_processes(library: Path, place: Path) -> None:
-    program = compile_program("life", library, place)
+    program = compile_program("ends", library, place)
     for number in range(200):
-        run(program, ("exit", "exit-beside")[number % 2], place / "tiny", place / "voice.f32")
+        run(program, "beside", place / "tiny", place / "voice.f32", number)
 
 
 def test_a_program_in_c_with_a_python_of_its_own(library: Path, place: Path) -> None:
-    packages = os.pathsep.join([str(HERE.parents[1]), *(path for path in sys.path if path.endswith("-packages"))])
-    shared = Path(sysconfig.get_config_var("LIBDIR")) / f"libpython{sysconfig.get_config_var('LDVERSION')}.so.1.0"
     program = compile_program("embedding", library, place)
-    run(program, shared, place / "tiny", place / "voice.f32", PYTHONPATH=packages)
+    run(program, shared_python(), place / "tiny", place / "voice.f32", PYTHONPATH=PACKAGES)
 
 
 @pytest.mark.parametrize(

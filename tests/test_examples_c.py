@@ -321,7 +321,7 @@ int main(int argc, char **argv)
     assert(pipeline.generate(noise.data(), noise.size(), 16000, 1).pixels.size() == drawn.pixels.size());
     s2f::Stream stream = pipeline.stream({});
     stream.push(noise.data(), 320);
-    assert(!stream.poll());
+    assert(!stream.poll() && stream.info().heard_s == 0.02);
     try {
         stream.finish(1000);
         assert(!"a portrait of no speech");

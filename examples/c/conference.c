@@ -247,7 +247,7 @@ static int32_t show(viewer *view, const source *from, const char *path)
 static int32_t look(viewer *view, const source *from, const char *path)
 {
     int32_t fresh = 0;
-    int32_t code = s2f_stream_poll(view->stream, view->image, view->size, &view->result, &fresh, NULL);
+    int32_t code = s2f_stream_poll(view->stream, view->image, view->size, &view->result, &fresh);
     if (code != S2F_OK) {
         return report(code);
     }

@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 MODULE = "_s2f_native"
 SONAME = "libs2f.so.1"
 HEADERS = ("s2f.h", "bridge.h")
-SOURCES = ("library.c", "structs.c", "start.c")
+SOURCES = ("library.c", "structs.c", "start.c", "end.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic")
 FLAGS = (
     f"-Wl,-soname,{SONAME}",

@@ -23,6 +23,10 @@
 
 #define INTERPRETER "python" SETTING_PYTHON_VERSION
 
+#if PY_VERSION_HEX < 0x030D0000
+#define PyThreadState_GetUnchecked _PyThreadState_UncheckedGet
+#endif
+
 #define FUNCTIONS(DO)                                                                                                  \
     DO(Py_IsInitialized)                                                                                               \
     DO(PyPreConfig_InitIsolatedConfig)                                                                                 \
@@ -34,7 +38,8 @@
     DO(PyStatus_Exception)                                                                                             \
     DO(PyEval_SaveThread)                                                                                              \
     DO(PyEval_RestoreThread)                                                                                           \
-    DO(PyGILState_Check)                                                                                               \
+    DO(PyGILState_GetThisThreadState)                                                                                  \
+    DO(PyThreadState_GetUnchecked)                                                                                     \
     DO(PyGILState_Ensure)                                                                                              \
     DO(PyGILState_Release)                                                                                             \
     DO(PyDict_New)                                                                                                     \
@@ -50,7 +55,7 @@ static struct {
     FUNCTIONS(DECLARE)
 } python; /* what is used of it, once it is found */
 
-bridge_functions bridge;
+bridge_functions bridge = {.stay_last = stay_last, .end = end};
 
 static pthread_mutex_t finding = PTHREAD_MUTEX_INITIALIZER; /* whoever holds it never waits for Python's own lock */
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -205,7 +210,8 @@ static int32_t find_python(char *message)
                       "This library was built for Python " SETTING_PYTHON_VERSION ", but the process runs Python %.*s. "
                       "Install s2f-edge for that Python, or run s2f-capi build with it.",
                       (int)strcspn(version(), " "), version());
-#define LOOK_UP(name) whole &= look_up(#name, &python.name);
+#define LOOK_UP_AS(name) whole &= look_up(#name, &python.name);
+#define LOOK_UP(name) LOOK_UP_AS(name) /* the name it has in this release */
     FUNCTIONS(LOOK_UP)
     if (!whole)
         return refuse(message, S2F_BACKEND_MISSING, "The Python of this process lacks functions. Reinstall it.");
@@ -305,9 +311,24 @@ static int32_t check_process(pid_t process, char *message)
                   "program of its own, or fork before s2f_open.");
 }
 
+/* PyGILState_Check says yes everywhere once a program has made a second interpreter. */
+void *let_go_of_python(void)
+{
+    PyThreadState *current = NULL;
+    if (python.Py_IsInitialized != NULL && python.Py_IsInitialized())
+        current = python.PyThreadState_GetUnchecked();
+    return current != NULL && current == python.PyGILState_GetThisThreadState() ? python.PyEval_SaveThread() : NULL;
+}
+
+void take_python_again(void *thread)
+{
+    if (thread != NULL)
+        python.PyEval_RestoreThread(thread);
+}
+
 int32_t start(char *message)
 {
-    PyThreadState *thread = NULL;
+    void *thread;
     pid_t none = 0;
     int32_t code;
     __atomic_compare_exchange_n(&starting, &none, getpid(), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
@@ -320,14 +341,11 @@ int32_t start(char *message)
     pthread_mutex_unlock(&finding);
     if (code != S2F_OK)
         return code;
-    /* A thread of a program in Python may hold the GIL, which whoever holds the mutex will need. */
-    if (python.Py_IsInitialized() && python.PyGILState_Check())
-        thread = python.PyEval_SaveThread();
+    thread = let_go_of_python(); /* whoever holds the mutex will need it */
     pthread_mutex_lock(&mutex);
     code = start_locked(message);
     pthread_mutex_unlock(&mutex);
-    if (thread != NULL)
-        python.PyEval_RestoreThread(thread);
+    take_python_again(thread);
     return code;
 }
 

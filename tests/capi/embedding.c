@@ -42,6 +42,6 @@ int main(int count, char **arguments)
     s2f_result_init(&result);
     EXPECT(S2F_BACKEND_FAILED, s2f_info(pipeline, &result));
     EXPECT(S2F_BACKEND_FAILED, s2f_close(pipeline));
-    EXPECT(S2F_BACKEND_FAILED, s2f_open(arguments[2], NULL, &another));
+    EXPECT(S2F_CLOSED, s2f_open(arguments[2], NULL, &another));
     return failures != 0;
 }
