@@ -47,7 +47,7 @@ def start(native: Any, functions: int) -> None:
     """
     table = native.ffi.cast("bridge_functions *", functions)
     if set(dir(table[0])) != set(_CALLS):
-        raise ImportError("libs2f was built from another state of s2f-edge. Run: s2f-capi build")
+        raise ImportError("libs2f was built from another state of s2f-edge")
     bridge = Bridge(native.ffi)
     for name in _CALLS:
         function = _guarded(native.ffi, getattr(bridge, name), native.lib.BRIDGE_MESSAGE_BYTES)
