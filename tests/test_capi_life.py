@@ -71,11 +71,12 @@ def test_two_hundred_processes(library: Path, place: Path) -> None:
         run(program, ("exit", "exit-beside")[number % 2], place / "tiny", place / "voice.f32")
 
 
-def test_a_program_in_c_with_a_python_of_its_own(library: Path, place: Path) -> None:
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_program_in_c_with_a_python_of_its_own(scope: str, library: Path, place: Path) -> None:
     packages = os.pathsep.join([str(HERE.parents[1]), *(path for path in sys.path if path.endswith("-packages"))])
     shared = Path(sysconfig.get_config_var("LIBDIR")) / f"libpython{sysconfig.get_config_var('LDVERSION')}.so.1.0"
     program = compile_program("embedding", library, place)
-    run(program, shared, place / "tiny", place / "voice.f32", PYTHONPATH=packages)
+    run(program, shared, place / "tiny", place / "voice.f32", scope, PYTHONPATH=packages)
 
 
 @pytest.mark.parametrize(
