@@ -41,9 +41,7 @@ def test_life(command: str, library: Path, place: Path) -> None:
     run(compile_program("life", library, place), command, place / "tiny", place / "voice.f32")
 
 
-@pytest.mark.parametrize(
-    ("command", "moments"), [("beside", (0, 20, 45, 90, 160)), ("first", (0, 150)), ("drawing", (0,)), ("told", (0,))]
-)
+@pytest.mark.parametrize(("command", "moments"), [("beside", (0, 20, 45, 90, 160)), ("drawing", (0,)), ("told", (0,))])
 def test_a_program_ends_in_the_midst_of_things(
     command: str, moments: tuple[int, ...], library: Path, place: Path
 ) -> None:
@@ -96,9 +94,10 @@ def test_two_hundred_processes(library: Path, place: Path) -> None:
         run(program, "beside", place / "tiny", place / "voice.f32", number)
 
 
-def test_a_program_in_c_with_a_python_of_its_own(library: Path, place: Path) -> None:
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_program_in_c_with_a_python_of_its_own(scope: str, library: Path, place: Path) -> None:
     program = compile_program("embedding", library, place)
-    run(program, shared_python(), place / "tiny", place / "voice.f32", PYTHONPATH=PACKAGES)
+    run(program, shared_python(), place / "tiny", place / "voice.f32", scope, PYTHONPATH=PACKAGES)
 
 
 @pytest.mark.parametrize(

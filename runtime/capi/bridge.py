@@ -36,6 +36,7 @@ _CALLS = (
     *("stream_open", "stream_push", "stream_poll", "stream_info", "stream_finish", "stream_close"),
 )
 _CALLS_OF_C = ("stay_last", "end")
+_HUM = np.sin(0.1 * np.arange(DEFAULT_RATE, dtype=np.float32)), DEFAULT_RATE
 
 
 def start(native: Any, functions: int) -> None:
@@ -45,7 +46,7 @@ def start(native: Any, functions: int) -> None:
     """
     table = native.ffi.cast("bridge_functions *", functions)
     if set(dir(table[0])) != {*_CALLS, *_CALLS_OF_C}:
-        raise ImportError("libs2f was built from another state of s2f-edge. Run: s2f-capi build")
+        raise ImportError("libs2f was built from another state of s2f-edge")
     bridge = Bridge(native.ffi, table.stay_last)
     for name in _CALLS:
         function = _guarded(native.ffi, getattr(bridge, name), native.lib.BRIDGE_MESSAGE_BYTES)
@@ -245,15 +246,13 @@ class Bridge:
         self._streams.get(number).close()
 
     def _use_device(self, pipeline: runtime.Pipeline) -> None:
-        """Draw once on each device: what a backend makes as it is first used it takes apart at exit, and C can only
-        come before that if it exists when the pipeline is given out. Raises as `generate`.
+        """Draw once on each device: what a backend makes as it is first used it takes apart at exit, and C comes before
+        that only if it exists by now. Raises as `generate`.
         """
-        if pipeline.device in self._used_devices:
-            return
-        self._stay_last()
-        pipeline.generate((np.sin(0.1 * np.arange(DEFAULT_RATE, dtype=np.float32)), DEFAULT_RATE))
-        self._stay_last()
-        self._used_devices.add(pipeline.device)
+        if pipeline.device not in self._used_devices:
+            pipeline.generate(_HUM)
+            self._stay_last()
+            self._used_devices.add(pipeline.device)
 
     def _text(self, pointer: Any) -> str | None:
         return self._ffi.string(pointer).decode("utf-8", "replace") if pointer else None

@@ -89,10 +89,12 @@ def build(out: Path) -> list[Path]:
 
     Raises as `compile_all`, and OutputUnwritable.
     """
-    library = out.absolute() / "lib"
-    files = compile_all(prefix(library), str(HERE.parent.parent))
-    install({out.absolute() / name: data for name, data in files.items()}, library / "libs2f.so")
-    return [*(out / name for name in files), library / "libs2f.so"]
+    library = (out / "lib").resolve()
+    prefix, package = prefix_for(library), HERE.parent.parent
+    moves = not prefix and package.is_relative_to(sys.prefix)
+    files = compile_all(prefix, os.path.relpath(package, library) if moves else str(package))
+    install({out / name: data for name, data in files.items()}, out / "lib" / "libs2f.so")
+    return [*(out / name for name in files), out / "lib" / "libs2f.so"]
 
 
 def pack(pure: Path, out: Path) -> Path:
@@ -169,10 +171,10 @@ def find_cffi() -> Any:
     return cffi
 
 
-def prefix(library: Path) -> str:
-    """Of this Python, for a library in a folder: "" where find_prefix of start.c will find it from there."""
+def prefix_for(library: Path) -> str:
+    """Of this Python, for a library in that folder: "" where it will be found from there, by find_prefix in start.c."""
     above = (folder for folder in library.parents if os.path.lexists(folder / "bin" / f"python{VERSION}"))
-    return "" if next(above, None) == Path(sys.prefix) else sys.prefix
+    return "" if next(above, None) == Path(sys.prefix).resolve() else sys.prefix
 
 
 def settings(prefix: str, folder: str) -> str:

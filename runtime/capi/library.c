@@ -120,7 +120,6 @@ const char *s2f_last_error(void)
 
 int32_t s2f_open(const char *bundle, const s2f_options *options, s2f_pipeline **pipeline)
 {
-    static int is_known_of; /* whether anything has been opened, or tried to */
     s2f_options ours;
     sigset_t signals;
     call self = {0, 0};
@@ -135,8 +134,6 @@ int32_t s2f_open(const char *bundle, const s2f_options *options, s2f_pipeline **
     if (code != S2F_OK)
         return code;
     self.is_in = 1;
-    if (!__atomic_exchange_n(&is_known_of, 1, __ATOMIC_ACQ_REL))
-        stay_last();
     hold_signals(&signals);
     code = start(last_error);
     if (code == S2F_OK)

@@ -201,11 +201,10 @@ static int32_t find_python(char *message)
 {
     __typeof__(Py_GetVersion) *version;
     int32_t code = look_up("Py_GetVersion", &version) ? S2F_OK : open_python(message);
-    int whole = 1;
+    int whole = look_up("Py_GetVersion", &version);
     if (code != S2F_OK)
         return code;
-    (void)look_up("Py_GetVersion", &version);
-    if (strncmp(version(), SETTING_PYTHON_VERSION ".", strlen(SETTING_PYTHON_VERSION ".")) != 0)
+    if (whole && strncmp(version(), SETTING_PYTHON_VERSION ".", strlen(SETTING_PYTHON_VERSION ".")) != 0)
         return refuse(message, S2F_BACKEND_MISSING,
                       "This library was built for Python " SETTING_PYTHON_VERSION ", but the process runs Python %.*s. "
                       "Install s2f-edge for that Python, or run s2f-capi build with it.",

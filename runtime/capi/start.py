@@ -43,9 +43,8 @@ def start(functions: int, ours: int, version: str, library: bytes, folder: bytes
             f"The package {package} is not installed for {python}. Run: {python} -m pip install {package}"
         )
     except ImportError as error:
-        return (
-            BACKEND_MISSING,
-            f"A package of {sys.executable} is installed but cannot be imported: {error}. Reinstall it.",
+        return BACKEND_MISSING, (
+            f"{sys.executable} cannot import what libs2f needs: {error}. Reinstall that, or run: s2f-capi build"
         )
     except BaseException as error:  # noqa: BLE001 - nothing passes into C
         return UNEXPECTED, f"unexpected {type(error).__name__} while Python was started: {error}"

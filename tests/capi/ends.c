@@ -182,8 +182,6 @@ int main(int count, char **arguments)
         start_python(arguments[5]);
     if (strcmp(command, "beside") == 0)
         beside_all();
-    else if (strcmp(command, "first") == 0)
-        begin(open_and_close, NULL), wait_a_moment();
     else if (strcmp(command, "drawing") == 0 || strcmp(command, "told") == 0)
         within_a_callback(command[0] == 'd');
     else if (strcmp(command, "locked") == 0)
