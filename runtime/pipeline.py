@@ -145,7 +145,7 @@ class Pipeline:
 
         `progress`: called with (steps done, steps in all) before the first step and after each; a true answer cancels.
         A device that draws whole portraits in one launch tells of those only. `timeout`: seconds for the whole call,
-        waiting for others included; what runs is ended between two steps.
+        waiting for others included; looked at when the speech has been read, and between two steps.
 
         If one speech of a list is bad the call fails as a whole. Raises the AudioXxx errors, InvalidArgument,
         StepsUnavailable, BackendFailed, DeviceOutOfMemory, Cancelled, TimedOut, Closed.

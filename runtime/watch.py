@@ -44,9 +44,11 @@ class Watch:
 
     @contextmanager
     def turn(self, lock: threading.Lock) -> Iterator[None]:
-        """Hold the lock, within the time there is. Raises TimedOut."""
+        """Hold the lock, within the time there is. Raises TimedOut, also where none is left to begin with."""
         left = self._deadline - time.monotonic()
-        if not lock.acquire(timeout=-1 if math.isinf(left) else max(0.0, left)):
+        if left <= 0:
+            raise TimedOut("The time was up before anything was drawn. Give more time, or shorter recordings.")
+        if not lock.acquire(timeout=-1 if math.isinf(left) else left):
             raise TimedOut("The time was up while another call used the pipeline. Give more time, or load it twice.")
         try:
             yield

@@ -26,6 +26,7 @@ from runtime.bench import synthetic_speech
 
 CMAKE, COMPILER_CXX = shutil.which("cmake"), shutil.which("c++")
 PAGE = ROOT / "docs" / "EMBEDDING.md"
+STRICTLY = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
 RATE = 16000
 VOICE = synthetic_speech(RATE)
 SHORT = (VOICE * 32767).astype(np.int16)
@@ -52,7 +53,7 @@ def programs(library, tmp_path_factory):
     """The folder of the programs, made by CMake as the page says."""
     folder = tmp_path_factory.mktemp("examples")
     for command in (
-        [CMAKE, "-S", str(ROOT / "examples"), "-B", str(folder), f"-DCMAKE_PREFIX_PATH={library}"],
+        [CMAKE, "-S", str(ROOT / "examples"), "-B", str(folder), f"-DCMAKE_PREFIX_PATH={library}", STRICTLY],
         [CMAKE, "--build", str(folder), "-j2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True)

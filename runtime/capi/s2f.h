@@ -131,7 +131,8 @@ typedef struct s2f_request {
     float guidance;     /* how much the voice counts, within the bundle's range; NaN: its default */
     float prior_weight; /* how much the average face counts, within the bundle's range; NaN: its default */
     const char *window; /* which six seconds of longer speech: "start", "centre", "loudest"; NULL: start */
-    uint32_t timeout_ms; /* for the whole call, waiting for others included; ended between two steps. 0: no limit */
+    uint32_t timeout_ms; /* for the whole call, waiting for others included; looked at when the speech has been read, and
+                            between two steps. 0: no limit */
     s2f_progress_fn progress; /* NULL: not told */
     void *progress_user;      /* handed to progress */
 } s2f_request;
