@@ -396,11 +396,15 @@ def test_the_benchmark_measures(library, bundle, tmp_path, monkeypatch):
     assert sum(report["cancellation"]["codes"].values()) == 12
     assert set(report["cancellation"]["codes"]) <= {"0", "81"}
     assert report["soak"]["calls"] == 20
+    assert {type(goal["holds"]) for goal in report["goals"].values()} == {bool}
+    assert len(report["goals"]) == 4
     assert str(tmp_path) not in out.read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["address,undefined", pytest.param("thread", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "tool", ["address,undefined", *(pytest.param(name, marks=pytest.mark.soak) for name in ("thread", "valgrind"))]
+)
 def test_sanitizers_find_nothing(tool, tmp_path):
     done = ended(["sh", ROOT / "tests" / "sanitize.sh", tool, "programs", tmp_path])
     if done.returncode == 77:
