@@ -269,8 +269,12 @@ def _one_portrait(library: Any, port: Any) -> Any:
 
 
 def _spec(port: Any, wanted: dict[str, TensorSpec]) -> TensorSpec:
-    """A compiled graph's tensor in the manifest's terms: the 1 of one portrait is "batch" where that has one."""
-    name, dtype = port.any_name, port.element_type.get_type_name()
+    """A compiled graph's tensor in the manifest's terms: the 1 of one portrait is "batch" where that has one.
+
+    A tensor has as many names as nodes that were folded into it.
+    """
+    name = next((name for name in wanted if name in port.names), port.any_name)
+    dtype = port.element_type.get_type_name()
     shape: list[int | str] = ["?" if dim.is_dynamic else dim.get_length() for dim in port.partial_shape]
     if name in wanted and wanted[name].shape[:1] == ("batch",) and shape[:1] == [1]:
         shape[0] = "batch"
