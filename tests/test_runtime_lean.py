@@ -15,7 +15,7 @@ from tiny_bundle import write_tiny_bundle
 import runtime
 
 ROOT = Path(__file__).parent.parent
-BACKENDS = {"onnxruntime", "tensorrt", "pycuda", "cuda"}
+BACKENDS = {"onnxruntime", "openvino", "tensorrt", "pycuda", "cuda"}
 ALLOWED = {"numpy", "platformdirs", "soundfile", "soxr", "PIL", "cffi", "_s2f_native", *BACKENDS}
 FORBIDDEN = (
     *(
