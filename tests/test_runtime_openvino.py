@@ -228,9 +228,8 @@ def test_a_damaged_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_telemetry_is_kept_out_only_while_openvino_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, openvino.TELEMETRY, raising=False)
-    with openvino._without_telemetry():
-        with pytest.raises(ImportError):
-            importlib.import_module(openvino.TELEMETRY)
+    with openvino._without_telemetry(), pytest.raises(ImportError):
+        importlib.import_module(openvino.TELEMETRY)
     assert openvino.TELEMETRY not in sys.modules
     theirs = ModuleType(openvino.TELEMETRY)
     monkeypatch.setitem(sys.modules, openvino.TELEMETRY, theirs)
@@ -360,6 +359,7 @@ def test_what_is_chosen(
     quality: dict[str, float],
     precision: str,
     taken: bool,
+    *,
     bundle: Bundle,
     alike: dict[str, float],
     monkeypatch: pytest.MonkeyPatch,
