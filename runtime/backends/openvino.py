@@ -21,6 +21,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Any, ClassVar
 
 import numpy as np
@@ -144,9 +145,10 @@ def precisions_here() -> tuple[str, ...]:
 
 def place_here() -> dict[str, str]:
     """What a comparison holds for, beside the bundle and the processor. Raises BackendMissing."""
+    theirs = (metadata.distributions(name=name) for name in ("onnxruntime", "onnxruntime-gpu"))  # without importing it
     return {
         "OpenVINO": str(package().__version__),
-        "ONNX Runtime": str(ort.version()),
+        "ONNX Runtime": ", ".join(found.version for group in theirs for found in group) or "none",
         "usable cores": str(usable_cores()),
     }
 
