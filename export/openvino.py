@@ -23,7 +23,7 @@ from runtime.portrait import psnr
 from runtime.prepare import Tell
 
 SEEDS = 6
-ROUNDS, CALLS = 8, 4
+ROUNDS, CALLS = 16, 2
 """Portraits are timed in turn, each arm CALLS in a row after one that is not: the machine's moods fall on all."""
 
 YARDSTICK = "ONNX Runtime"
