@@ -1,6 +1,6 @@
 """ONNX Runtime and OpenVINO on this CPU, portraits in turn: stages, whole portraits, one graph, and busy neighbours.
 
-python benchmarks/cpu_backends.py -o OUT.json [BUNDLE] [--threads 2 1] [--seconds 60]
+python -m benchmarks.cpu_backends -o OUT.json [BUNDLE] [--threads 2 1] [--seconds 60]
 
 A portrait here is speech in memory, ready for the encoder, to pixels. Arms take turns portrait by portrait, since a
 shared machine has fast and slow moments; beside the times stands how many cores other processes used meanwhile.

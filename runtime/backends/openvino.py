@@ -1,14 +1,16 @@
 """OpenVINO on the CPU.
 
 One graph is compiled for one portrait: graphs with a free batch were slower, and each further size would be compiled
-inside a call. So the items of a larger batch run one after the other. Threads are as asked for, in one stream; pinning
-is off, since a pinned thread waits for a neighbour on its core while another core is idle.
+inside a call. So the items of a larger batch run one after the other. Threads are as asked for, in one stream, and not
+pinned: a pinned thread waits for a neighbour on its core while another core is idle. Four steps of the demo bundle in
+bfloat16, two threads on two cores, one neighbour burning a core, ms p50 / p90: free 15.3 / 19.0, pinned 15.3 / 32.3;
+without the neighbour 9.9 and 9.8.
 
 Precision lives in the graph everywhere else in this house. Here it is OpenVINO's hint: a bundle's graphs are float32,
 and OpenVINO computes in bfloat16 what gains by it where the CPU has instructions for that. No file of ours has to say
 so, and what it does to a portrait is measured by `s2f prepare`, which records the precision that serves a bundle here.
 
-Compiling takes longer than reading what was compiled, so `s2f prepare` keeps that in the cache, one entry per graph.
+Compiling takes 430 ms, reading what was compiled 210 ms, so `s2f prepare` keeps that in the cache, an entry a graph.
 """
 
 from __future__ import annotations
