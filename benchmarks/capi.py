@@ -38,6 +38,7 @@ ROUNDS, CALLS, WARMUP = 250, 2, 20
 STARTS, CANCELLED = 10, 400
 PACED, LONG = 1500, 360_000  # pieces of 20 ms: half a minute, two hours
 SETTLED = 0.1
+_YES_NO = {True: "holds", False: "does not hold"}
 JSON = dict[str, Any]
 
 
@@ -205,6 +206,23 @@ def streams(driver: Driver) -> JSON:
     }
 
 
+def goals(report: JSON) -> JSON:
+    """What is wanted of the library, what was measured, and whether that is enough."""
+    costs, ended = report["overhead"], report["cancellation"]
+    own = costs["outside_total_ms"]["c"]["p50"] - costs["outside_total_ms"]["python"]["p50"]
+    found = {"a call through C over one from Python, ms": (own, 0.2)}
+    if "late_ms" in ended:
+        found["p95 of a cancelled call's end after the wish, less a step, ms"] = (ended["p95_less_step_ms"], 20.0)
+    if "soak" in report:
+        lasted = report["soak"]
+        found["memory per 1,000 calls, MiB"] = (lasted["rss_mib"]["per_1000"], 1.0)
+        found["p99 of the last tenth over the first"] = (lasted["p99_last_tenth_over_first"], 1.1)
+    return {
+        name: {"measured": round(value, 4), "at_most": most, "holds": value <= most}
+        for name, (value, most) in found.items()
+    }
+
+
 def table(report: JSON) -> str:
     """Markdown: what the report says, a line each."""
     costs, ended, begun, heard = (report[part] for part in ("overhead", "cancellation", "starts", "streams"))
@@ -231,6 +249,8 @@ def table(report: JSON) -> str:
             (f"{lasted['calls']} calls", in_words(lasted["rss_mib"], "calls")),
             ("p99 of the last tenth over the first", f"{lasted['p99_last_tenth_over_first']:.3f}"),
         ]
+    for name, goal in report["goals"].items():
+        rows.append((f"goal: {name}", f"{goal['measured']:g}, at most {goal['at_most']:g}: {_YES_NO[goal['holds']]}"))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
@@ -263,6 +283,7 @@ def measure(options: argparse.Namespace) -> JSON:
         }
         if options.soak:
             report["soak"] = soak(driver, options.soak)
+    report["goals"] = goals(report)
     report["machine"]["load_after"] = load_average()
     return report
 

@@ -5,12 +5,15 @@ All arithmetic is in the graphs of the bundle; the host moves arrays, draws nois
 
 from __future__ import annotations
 
+import atexit
 import math
 import operator
 import os
 import threading
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -29,13 +32,14 @@ from .noise import MAX_SEED
 from .portrait import Portrait
 from .specs import SAMPLE_RATE
 from .stream import Stream, Style
-from .watch import Progress, Watch
+from .watch import Progress, Watch, ending
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 MAX_THREADS = 256
 MAX_BACKLOG = 600
+END_SECONDS = 3.0
 
 
 def load(bundle: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Pipeline:
@@ -76,6 +80,7 @@ class Pipeline:
         self.threads: int = settings.threads
         self._process = os.getpid()
         self._lock = threading.Lock()
+        self._holder = 0  # the thread that holds it
         self._executor: Executor | None = open_executor(bundle, settings)
         _live.add(self)
 
@@ -141,7 +146,7 @@ class Pipeline:
 
         `progress`: called with (steps done, steps in all) before the first step and after each; a true answer cancels.
         A device that draws whole portraits in one launch tells of those only. `timeout`: seconds for the whole call,
-        waiting for others included; what runs is ended between two steps.
+        waiting for others included; looked at when the speech has been read, and between two steps.
 
         If one speech of a list is bad the call fails as a whole. Raises the AudioXxx errors, InvalidArgument,
         StepsUnavailable, BackendFailed, DeviceOutOfMemory, Cancelled, TimedOut, Closed.
@@ -205,10 +210,8 @@ class Pipeline:
 
     def _draw(self, work: Work, clock: Clock) -> list[Portrait]:
         """The portraits of a work, when it is its turn; `clock` has measured what was done before it."""
-        with work.watch.turn(self._lock):
-            executor = self._check_open()
-            with clock.measure("graphs"):
-                images = executor.paint(work, clock)
+        with self._turn(work.watch) as executor, clock.measure("graphs"):
+            images = executor.paint(work, clock)
         guidance, prior, timings = work.options["guidance"], work.options["prior_weight"], clock.timings()
         return [
             Portrait(image, seed, work.steps, guidance, prior, timings, self.manifest.name, self.identity)
@@ -217,8 +220,18 @@ class Pipeline:
 
     def _encode(self, pcm: npt.NDArray[np.float32], watch: Watch) -> npt.NDArray[np.float32]:
         """The conditions of pcm, when it is their turn; see `Executor.encode`."""
+        with self._turn(watch) as executor:
+            return executor.encode(pcm)
+
+    @contextmanager
+    def _turn(self, watch: Watch) -> Iterator[Executor]:
+        """The executor, for this thread alone. Raises Closed, and what `Watch.turn` raises."""
         with watch.turn(self._lock):
-            return self._check_open().encode(pcm)
+            self._holder = threading.get_ident()
+            try:
+                yield self._check_open()
+            finally:
+                self._holder = 0
 
     def _options(
         self, steps: int | None, guidance: float | None, prior_weight: float | None
@@ -240,6 +253,8 @@ class Pipeline:
             )
         if self._executor is None:
             raise Closed("The pipeline is closed. Load the bundle again.")
+        if ending.is_set():
+            raise Closed("The process is ending: nothing can be drawn any more.")
         return self._executor
 
 
@@ -321,6 +336,23 @@ def _leave_to_the_parent() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_the_parent)
+
+
+def give_up(thread: int = 0) -> None:
+    """The end of the process: nothing begins any more, what is drawn ends at its next step and is waited for, 3 seconds
+    at most. Else a thread that comes back from a backend finds no Python any more, and takes the process down.
+
+    `thread`: one that waits for this end itself (`threading.get_ident`), so that nobody waits for what it draws.
+    """
+    ending.set()
+    until = time.monotonic() + END_SECONDS
+    for pipeline in list(_live):
+        foreign = pipeline._process != os.getpid() or (thread and pipeline._holder == thread)
+        if not foreign and pipeline._lock.acquire(timeout=max(0.0, until - time.monotonic())):
+            pipeline._lock.release()
+
+
+atexit.register(give_up)
 
 
 def generate(

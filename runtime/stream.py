@@ -315,7 +315,8 @@ class _Studio:
                     self._do_next()
                 except BaseException as error:  # noqa: BLE001 - it belongs to whoever polls
                     self._fail(error)
-            self._speech, self._portrait = np.empty(0, np.float32), None
+            # An error holds its frames, and through them this thread, whose end lets the stream go.
+            self._speech, self._portrait, self._error = np.empty(0, np.float32), None, None
         finally:
             self._ended.set()
 

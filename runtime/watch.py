@@ -13,6 +13,9 @@ from .errors import Cancelled, InvalidArgument, TimedOut
 
 Progress = Callable[[int, int], object]
 
+ending = threading.Event()
+"""Set when the process ends: what runs is given up between two steps, and nothing begins."""
+
 
 class Watch:
     """Called with (steps done, steps in all) by whatever runs; raises Cancelled or TimedOut to end it."""
@@ -30,6 +33,8 @@ class Watch:
 
     def __call__(self, done: int, total: int) -> None:
         """Raises Cancelled, TimedOut, and whatever the progress function raises."""
+        if ending.is_set():
+            raise Cancelled("The process is ending. Nothing was drawn.")
         if self._progress is not None and self._progress(done, total):
             raise Cancelled(f"Cancelled by the caller after {done} of {total} steps. Nothing was drawn.")
         if time.monotonic() > self._deadline:
@@ -39,9 +44,11 @@ class Watch:
 
     @contextmanager
     def turn(self, lock: threading.Lock) -> Iterator[None]:
-        """Hold the lock, within the time there is. Raises TimedOut."""
+        """Hold the lock, within the time there is. Raises TimedOut, also where none is left to begin with."""
         left = self._deadline - time.monotonic()
-        if not lock.acquire(timeout=-1 if math.isinf(left) else max(0.0, left)):
+        if left <= 0:
+            raise TimedOut("The time was up before anything was drawn. Give more time, or shorter recordings.")
+        if not lock.acquire(timeout=-1 if math.isinf(left) else left):
             raise TimedOut("The time was up while another call used the pipeline. Give more time, or load it twice.")
         try:
             yield

@@ -24,6 +24,7 @@ pytestmark = needs_compiler
 SOURCES = Path(runtime.__file__).parent / "capi"
 WRITTEN = {
     "include/s2f.h",
+    "lib/_s2f_native.so",
     "lib/cmake/S2F/S2FConfig.cmake",
     "lib/cmake/S2F/S2FConfigVersion.cmake",
     "lib/cmake/S2F/s2f-config-version.cmake",
@@ -86,6 +87,12 @@ def test_the_header_shows_no_trace_of_python() -> None:
     assert not re.search(r"\bpy|python|numpy|cffi|\bGIL\b", text, re.IGNORECASE)
 
 
+def symbols(library: Path, name: str) -> set[str]:
+    """What a shared object shows and needs."""
+    lines = output("nm", "-D", library / "lib" / name).splitlines()
+    return {line.split()[-1].partition("@")[0] for line in lines}
+
+
 def test_every_function_of_the_header_is_exported_and_nothing_else(library: Path) -> None:
     header = (SOURCES / "s2f.h").read_text(encoding="utf-8")
     declared = set(re.findall(r"^S2F_API .*?\b(s2f_\w+)\(", header, re.MULTILINE))
@@ -95,13 +102,18 @@ def test_every_function_of_the_header_is_exported_and_nothing_else(library: Path
 
 
 def test_the_library_cannot_end_the_program_or_write_to_it(library: Path) -> None:
-    needed = {
-        line.split()[-1].partition("@")[0] for line in output("nm", "-D", library / "lib" / "libs2f.so").splitlines()
-    }
+    needed = symbols(library, "libs2f.so") | symbols(library, "_s2f_native.so")
     forbidden = {"exit", "_exit", "_Exit", "quick_exit", "abort", "__assert_fail", "Py_Exit", "Py_FatalError"}
     forbidden |= {"printf", "fprintf", "puts", "fputs", "putchar", "write", "perror", "stderr", "stdout", "PyErr_Print"}
     forbidden |= {"signal", "sigaction", "setenv", "putenv", "setlocale", "Py_Finalize", "Py_FinalizeEx"}
     assert not needed & (forbidden | {f"__{name}_chk" for name in forbidden})
+
+
+def test_the_library_is_linked_with_no_python(library: Path) -> None:
+    """So a program starts where there is none, and is told what is missing."""
+    assert not {name for name in symbols(library, "libs2f.so") if name.startswith(("Py", "_Py"))}
+    needed = re.findall(r"NEEDED.*\[(.*)\]", output("readelf", "-d", library / "lib" / "libs2f.so"))
+    assert all(re.match(r"lib(c|dl|pthread)\.so|ld-linux", name) for name in needed)
 
 
 def test_name_and_version(library: Path) -> None:
@@ -150,7 +162,7 @@ def test_cmake(name: str, library: Path, tmp_path: Path) -> None:
 
 
 def test_every_code_has_a_sentence() -> None:
-    text = build.settings(Path("/anywhere"))
+    text = build.settings("", "")
     assert all(re.search(rf'\{{{code}, "[^"]+\."\}}', text) for code in [0, 1, *CODES.values()])
 
 
@@ -169,12 +181,6 @@ def test_no_headers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     with pytest.raises(BackendMissing, match=r"Python\.h.*apt-get install python3-dev"):
         build.build(tmp_path / "out")
-
-
-def test_no_shared_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: "9.9x" if name == "LDVERSION" else str(tmp_path))
-    with pytest.raises(BackendMissing, match=r"libpython9\.9x\.so.*apt-get install"):
-        build.find_libpython()
 
 
 def test_no_cffi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ import pytest
 from capi.host import HERE, build_library, compile_program, needs_compiler, run, write_voice
 from tiny_bundle import write_tiny_bundle
 
-from runtime.capi.build import find_libpython
-
 pytestmark = needs_compiler
+
+PACKAGES = os.pathsep.join([str(HERE.parents[1]), *(path for path in sys.path if path.endswith("-packages"))])
+
+
+def shared_python() -> Path:
+    return Path(sysconfig.get_config_var("LIBDIR")) / f"libpython{sysconfig.get_config_var('LDVERSION')}.so.1.0"
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +36,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["fork", "host", "masks", "opens", "thread", "exit", "exit-within", "exit-beside"])
+@pytest.mark.parametrize("command", ["fork", "host", "masks", "opens", "thread"])
 def test_life(command: str, library: Path, place: Path) -> None:
     run(compile_program("life", library, place), command, place / "tiny", place / "voice.f32")
+
+
+@pytest.mark.parametrize(("command", "moments"), [("beside", (0, 20, 45, 90, 160)), ("drawing", (0,)), ("told", (0,))])
+def test_a_program_ends_in_the_midst_of_things(
+    command: str, moments: tuple[int, ...], library: Path, place: Path
+) -> None:
+    program = compile_program("ends", library, place)
+    for moment in moments:
+        assert run(program, command, place / "tiny", place / "voice.f32", moment, timeout=20) == ""
+
+
+@pytest.mark.parametrize("command", ["locked", "python-first", "interpreters"])
+def test_a_program_ends_its_own_python(command: str, library: Path, place: Path) -> None:
+    program = compile_program("ends", library, place)
+    files = place / "tiny", place / "voice.f32"
+    for moment in (30, 60, 90):
+        assert run(program, command, *files, moment, shared_python(), timeout=20, PYTHONPATH=PACKAGES) == ""
 
 
 @pytest.mark.parametrize("command", ["progress", "closing", "within"])
@@ -67,15 +89,15 @@ def test_loaded_and_left_for_long(scope: str, library: Path, place: Path) -> Non
 
 @pytest.mark.soak
 def test_two_hundred_processes(library: Path, place: Path) -> None:
-    program = compile_program("life", library, place)
+    program = compile_program("ends", library, place)
     for number in range(200):
-        run(program, ("exit", "exit-beside")[number % 2], place / "tiny", place / "voice.f32")
+        run(program, "beside", place / "tiny", place / "voice.f32", number)
 
 
-def test_a_program_in_c_with_a_python_of_its_own(library: Path, place: Path) -> None:
-    packages = os.pathsep.join([str(HERE.parents[1]), *(path for path in sys.path if path.endswith("-packages"))])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_program_in_c_with_a_python_of_its_own(scope: str, library: Path, place: Path) -> None:
     program = compile_program("embedding", library, place)
-    run(program, find_libpython(), place / "tiny", place / "voice.f32", PYTHONPATH=packages)
+    run(program, shared_python(), place / "tiny", place / "voice.f32", scope, PYTHONPATH=PACKAGES)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import numpy as np
 import pytest
-from capi.host import ROOT, build_library, compile_program, needs_compiler, run
+from capi.host import ROOT, build_library, compile_program, make_environment, needs_compiler, run
 from tiny_bundle import write_tiny_bundle
 
 pytestmark = needs_compiler
@@ -28,14 +27,8 @@ class Place:
     """A virtual environment with this package and all it needs as links, libs2f built inside, and a program."""
 
     def __init__(self, folder: Path) -> None:
-        self.root = folder / "venv"
-        venv.create(self.root, symlinks=True)
+        self.root, self.packages = make_environment(folder / "venv")
         self.python = self.root / "bin" / "python"
-        (self.packages,) = self.root.glob("lib/python*/site-packages")
-        for entry in Path(np.__file__).parents[1].iterdir():
-            if entry.suffix != ".pth" and not entry.name.startswith("__"):
-                (self.packages / entry.name).symlink_to(entry)
-        (self.packages / "runtime").unlink(missing_ok=True)
         (self.packages / "runtime").symlink_to(ROOT / "runtime")
         self.bundle = write_tiny_bundle(folder / "tiny")
         build_library(self.root, self.python, cwd=folder)
@@ -90,11 +83,15 @@ def test_text_is_utf_8_whatever_the_locale(place: Place) -> None:
 
 
 def test_the_folder_may_be_moved_as_a_whole(place: Place, tmp_path: Path) -> None:
+    """And nothing is looked for where it was."""
     moved = tmp_path / "moved"
     place.root.rename(moved)
+    place.packages.mkdir(parents=True)
+    (place.packages / "runtime.py").write_text("raise SystemExit")
     try:
         assert place.open(LD_LIBRARY_PATH=str(moved / "lib")) == [(0, "")]
     finally:
+        shutil.rmtree(place.root)
         moved.rename(place.root)
 
 
@@ -123,6 +120,13 @@ def test_a_package_that_is_damaged(place: Place) -> None:
     assert (code, "no symbol PyNothing" in text) == (40, True)
 
 
+def test_the_library_without_its_module(place: Place, tmp_path: Path) -> None:
+    """Copied to another place alone."""
+    shutil.copy(place.root / "lib" / "libs2f.so.1", place.packages)
+    ((code, text),) = place.open(LD_LIBRARY_PATH=str(place.packages))
+    assert (code, f"{place.packages}/_s2f_native.so: " in text) == (40, True)
+
+
 def test_another_release_of_the_package(place: Place) -> None:
     (place.packages / "runtime").unlink()
     (place.packages / "runtime.py").write_text("__version__ = '99.0'")
@@ -145,7 +149,7 @@ def test_another_state_of_the_package(place: Place) -> None:
     (capi / "bridge.py").write_text(text.replace('"close", ', '"close", "stream_push_later", '), encoding="utf-8")
     ((code, said),) = place.open()
     shutil.rmtree(package)
-    assert (code, "Run: s2f-capi build" in said) == (40, True)
+    assert (code, "run: s2f-capi build" in said) == (40, True)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +180,17 @@ def test_packages_that_arrive_later_are_found(place: Place, tmp_path: Path) -> N
 
 
 def test_a_python_that_is_gone(place: Place, tmp_path: Path) -> None:
-    place.python.rename(tmp_path / "python")
+    """A link to nowhere in bin: an error, and not another Python further up."""
+    gone = tmp_path / "gone"
+    interpreter = place.python.with_name(f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    interpreter.rename(gone)
+    interpreter.symlink_to("nowhere")
     try:
         told = place.open(2)
     finally:
-        (tmp_path / "python").rename(place.python)
+        gone.replace(interpreter)
     assert [code for code, _ in told] == [40, 40]
-    assert str(place.python) in told[0][1]
+    assert f"there is no {interpreter}" in told[0][1]
     assert "s2f-capi build" in told[0][1]
 
 

@@ -26,6 +26,7 @@ from runtime.bench import synthetic_speech
 
 CMAKE, COMPILER_CXX = shutil.which("cmake"), shutil.which("c++")
 PAGE = ROOT / "docs" / "EMBEDDING.md"
+STRICTLY = "-DCMAKE_COMPILE_WARNING_AS_ERROR=ON"
 RATE = 16000
 VOICE = synthetic_speech(RATE)
 SHORT = (VOICE * 32767).astype(np.int16)
@@ -52,7 +53,7 @@ def programs(library, tmp_path_factory):
     """The folder of the programs, made by CMake as the page says."""
     folder = tmp_path_factory.mktemp("examples")
     for command in (
-        [CMAKE, "-S", str(ROOT / "examples"), "-B", str(folder), f"-DCMAKE_PREFIX_PATH={library}"],
+        [CMAKE, "-S", str(ROOT / "examples"), "-B", str(folder), f"-DCMAKE_PREFIX_PATH={library}", STRICTLY],
         [CMAKE, "--build", str(folder), "-j2"],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -321,7 +322,7 @@ int main(int argc, char **argv)
     assert(pipeline.generate(noise.data(), noise.size(), 16000, 1).pixels.size() == drawn.pixels.size());
     s2f::Stream stream = pipeline.stream({});
     stream.push(noise.data(), 320);
-    assert(!stream.poll());
+    assert(!stream.poll() && stream.info().heard_s == 0.02);
     try {
         stream.finish(1000);
         assert(!"a portrait of no speech");
@@ -395,11 +396,15 @@ def test_the_benchmark_measures(library, bundle, tmp_path, monkeypatch):
     assert sum(report["cancellation"]["codes"].values()) == 12
     assert set(report["cancellation"]["codes"]) <= {"0", "81"}
     assert report["soak"]["calls"] == 20
+    assert {type(goal["holds"]) for goal in report["goals"].values()} == {bool}
+    assert len(report["goals"]) == 4
     assert str(tmp_path) not in out.read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tool", ["address,undefined", pytest.param("thread", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "tool", ["address,undefined", *(pytest.param(name, marks=pytest.mark.soak) for name in ("thread", "valgrind"))]
+)
 def test_sanitizers_find_nothing(tool, tmp_path):
     done = ended(["sh", ROOT / "tests" / "sanitize.sh", tool, "programs", tmp_path])
     if done.returncode == 77:

@@ -26,6 +26,8 @@ def test_wheel_holds_what_the_programs_open(tmp_path):
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert not [name for name in names if ".so" in name]
     for room in ("runtime", "export", "training", "calibration"):
         assert f"{room}/py.typed" in names
     assert {"training/configs/tiny.toml", "training/configs/demo.toml", "training/configs/paper.toml"} <= names

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -629,6 +630,38 @@ def test_a_stream_that_nobody_holds_ends(shared: Pipeline) -> None:
     shared.stream(RATE).push(speech(3))
     gc.collect()
     until(lambda: not workers())
+
+
+def test_closed_streams_leave_nothing_behind(shared: Pipeline) -> None:
+    """Also where the worker was in the midst of something, or had failed."""
+    held: list[weakref.ref[object]] = []
+    for pause in (0.0, 0.002, 0.01, 0.03) * 3:
+        with shared.stream(RATE) as stream:
+            stream.push(speech(4))
+            time.sleep(pause)
+            held += [weakref.ref(stream), weakref.ref(stream._thread)]
+    del stream
+    gc.collect()
+    until(lambda: not any(one() for one in held))
+
+
+def test_a_process_may_end_while_threads_draw() -> None:
+    code = """
+import sys, threading, time
+import runtime
+from runtime.bench import synthetic_speech
+pipeline = runtime.load(device="cpu", threads=1)  # the shipped bundle: long enough in its graphs
+def draw():
+    while True:
+        pipeline.generate((synthetic_speech(), 16000))
+for _ in range(3):
+    threading.Thread(target=draw, daemon=True).start()
+time.sleep(0.2)
+sys.stderr = None  # the threads' own last words: Cancelled and Closed
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit(0)"])

@@ -74,7 +74,9 @@ def test_what_the_progress_function_raises_comes_through(pipeline: Pipeline) -> 
 
 def test_time_that_is_up(pipeline: Pipeline) -> None:
     with pytest.raises(TimedOut, match="of 4 steps"):
-        pipeline.generate(VOICE, steps=4, timeout=0.05, progress=lambda *_: time.sleep(0.06))
+        pipeline.generate(VOICE, steps=4, timeout=2, progress=lambda *_: time.sleep(1.1))
+    with pytest.raises(TimedOut, match="before anything was drawn"):
+        pipeline.generate(VOICE, timeout=1e-6, progress=lambda *_: pytest.fail("begun"))
     assert pipeline.generate(VOICE, timeout=600).image.std() > 1
 
 

@@ -13,7 +13,7 @@ int32_t open_stream(hand *own, s2f_stream **stream)
 
 int32_t look(hand *own, s2f_stream *stream, int32_t *fresh)
 {
-    return told(s2f_stream_poll(stream, own->image, own->result.bytes_needed, &own->result, fresh, NULL));
+    return told(s2f_stream_poll(stream, own->image, own->result.bytes_needed, &own->result, fresh));
 }
 
 const float *piece_of(const job *work, long number)

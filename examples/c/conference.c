@@ -126,6 +126,9 @@ static int32_t open_card(source *from, const char *device)
         status = snd_pcm_set_params(from->card, samples, SND_PCM_ACCESS_RW_INTERLEAVED,
                                     (unsigned)from->format.channels, (unsigned)from->format.rate, 1, CARD_LATENCY_US);
     }
+    if (status == 0) {
+        status = snd_pcm_start(from->card); /* a bare card would wait for a read as long as its buffer */
+    }
     return status == 0 ? S2F_OK
                        : fail(S2F_AUDIO_UNREADABLE, "the microphone %s: %s", device, snd_strerror(status));
 }
@@ -143,6 +146,9 @@ static size_t read_card(source *from)
         }
         from->overruns += got == -EPIPE; /* this program was too slow; what was said meanwhile is lost */
         int status = snd_pcm_recover(from->card, (int)got, 1);
+        if (status == 0 && snd_pcm_state(from->card) == SND_PCM_STATE_PREPARED) {
+            status = snd_pcm_start(from->card);
+        }
         if (status < 0) {
             fail(S2F_AUDIO_UNREADABLE, "the microphone: %s", snd_strerror(status));
             return (size_t)-1;
@@ -243,15 +249,17 @@ static int32_t show(viewer *view, const source *from, const char *path)
     return save_portrait(view->pipeline, view->image, &view->result, path);
 }
 
-/* Shows the newest portrait if there is one. Returns an s2f code; an error has been reported. */
-static int32_t look(viewer *view, const source *from, const char *path)
+/* Shows the newest portrait if there is one. What went wrong with one is reported, and the next may be better: a stream
+   goes on after it, and a full disk may be emptied. */
+static void look(viewer *view, const source *from, const char *path)
 {
     int32_t fresh = 0;
-    int32_t code = s2f_stream_poll(view->stream, view->image, view->size, &view->result, &fresh, NULL);
+    int32_t code = s2f_stream_poll(view->stream, view->image, view->size, &view->result, &fresh);
     if (code != S2F_OK) {
-        return report(code);
+        report(code);
+    } else if (fresh) {
+        show(view, from, path);
     }
-    return fresh ? show(view, from, path) : S2F_OK;
 }
 
 /* Shows the portrait of all that was said. Returns an s2f code; an error has been reported. */
@@ -268,16 +276,21 @@ static int32_t look_at_last(viewer *view, const source *from, const char *path)
 /* Pieces in, portraits out, until the source ends. Returns an s2f code; an error has been reported. */
 static int32_t listen(viewer *view, source *from, const char *path)
 {
-    int32_t code = S2F_OK;
     size_t frames = 0;
-    while (code == S2F_OK && (frames = read_piece(from)) > 0) {
+    while ((frames = read_piece(from)) > 0) {
         if (frames == (size_t)-1) {
             return S2F_AUDIO_UNREADABLE;
         }
-        code = push(view->stream, from, frames);
-        code = code == S2F_OK ? look(view, from, path) : report(code);
+        int32_t code = push(view->stream, from, frames);
+        if (code == S2F_CLOSED) {
+            return report(code);
+        }
+        if (code != S2F_OK) {
+            report(code); /* such as a NaN: this piece is left out */
+        }
+        look(view, from, path);
     }
-    return code == S2F_OK && !interrupted() ? look_at_last(view, from, path) : code;
+    return interrupted() ? S2F_OK : look_at_last(view, from, path);
 }
 
 /* Between opening and closing the pipeline. Returns an s2f code; an error has been reported. */

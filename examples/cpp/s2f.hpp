@@ -50,6 +50,10 @@ struct StreamOptions : s2f_stream_options {
     StreamOptions() { s2f_stream_options_init(this); }
 };
 
+struct StreamState : s2f_stream_state {
+    StreamState() { s2f_stream_state_init(this); }
+};
+
 struct Result : s2f_result {
     Result() { s2f_result_init(this); }
 };
@@ -124,11 +128,6 @@ template <class Sample> constexpr bool is_float()
 // A conversation: samples in, newer portraits out. Made by Pipeline::stream.
 class Stream {
 public:
-    struct Update {
-        Portrait portrait;
-        double speech_s;
-    };
-
     // `frames`: samples per channel, interleaved; float or int16_t.
     template <class Sample> void push(const Sample *pcm, std::size_t frames)
     {
@@ -140,15 +139,19 @@ public:
     }
 
     // The newest portrait, if it is newer than that of the last call.
-    std::optional<Update> poll()
+    std::optional<Portrait> poll()
     {
         std::int32_t fresh = 0;
-        double speech = 0;
-        check(s2f_stream_poll(stream_.get(), next_.pixels.data(), next_.pixels.size(), &next_.result, &fresh, &speech));
-        if (fresh == 0) {
-            return std::nullopt;
-        }
-        return Update{next_, speech};
+        check(s2f_stream_poll(stream_.get(), next_.pixels.data(), next_.pixels.size(), &next_.result, &fresh));
+        return fresh != 0 ? std::optional<Portrait>(next_) : std::nullopt;
+    }
+
+    // What it has heard and drawn.
+    StreamState info() const
+    {
+        StreamState state;
+        check(s2f_stream_info(stream_.get(), &state));
+        return state;
     }
 
     // No more samples come: the portrait of all the speech there was. `timeout_ms`: 0 for no limit.

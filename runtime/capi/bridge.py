@@ -7,14 +7,13 @@ command line would have written.
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import dataclasses
 import functools
 import logging
 import math
 import os
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,8 @@ import numpy.typing as npt
 
 import runtime
 
-from ..errors import BackendMissing, BufferTooSmall, Cancelled, Closed, InvalidArgument, S2FError
+from ..errors import BackendMissing, BufferTooSmall, InvalidArgument, S2FError
+from ..pipeline import give_up
 from .handles import Handle, Messages, Table
 
 UNEXPECTED = 1
@@ -31,27 +31,28 @@ MOST_CHANNELS = 256
 """Below the samples of half a second at the lowest rate, so that an array's longer axis is time wherever it matters."""
 DEFAULT_RATE = 16000
 
-END_SECONDS = 3.0
-"""How long the end of a process waits for what is being drawn, which is given up within one step."""
-
 _CALLS = (
-    *("open", "info", "generate", "encode_png", "close", "end"),
-    *("stream_open", "stream_push", "stream_poll", "stream_finish", "stream_close"),
+    *("open", "info", "generate", "encode_png", "close", "give_up"),
+    *("stream_open", "stream_push", "stream_poll", "stream_info", "stream_finish", "stream_close"),
 )
+_CALLS_OF_C = ("stay_last", "end")
+_HUM = np.sin(0.1 * np.arange(DEFAULT_RATE, dtype=np.float32)), DEFAULT_RATE
 
 
-def start(native: Any) -> None:
-    """Put the functions below behind those of bridge.h. `native`: the module cffi has made of it.
+def start(native: Any, functions: int) -> None:
+    """Put the functions below into the table of bridge.h at an address. `native`: the module cffi has made of bridge.h.
 
     Raises ImportError if they are not the same functions.
     """
-    names = {f"bridge_{name}": name for name in _CALLS}
-    if {name for name in dir(native.lib) if name.startswith("bridge_")} != names.keys():
-        raise ImportError("libs2f was built from another state of s2f-edge. Run: s2f-capi build")
-    bridge = Bridge(native.ffi)
-    for declared, name in names.items():
+    table = native.ffi.cast("bridge_functions *", functions)
+    if set(dir(table[0])) != {*_CALLS, *_CALLS_OF_C}:
+        raise ImportError("libs2f was built from another state of s2f-edge")
+    bridge = Bridge(native.ffi, table.stay_last)
+    for name in _CALLS:
         function = _guarded(native.ffi, getattr(bridge, name), native.lib.BRIDGE_MESSAGE_BYTES)
-        native.ffi.def_extern(name=declared, error=UNEXPECTED, onerror=lambda *_: None)(function)
+        native.ffi.def_extern(name=f"bridge_{name}", error=UNEXPECTED, onerror=lambda *_: None)(function)
+        setattr(table, name, getattr(native.lib, f"bridge_{name}"))
+    atexit.register(table.end)  # a program may end its own Python before itself
 
 
 def describe(error: BaseException) -> tuple[int, str]:
@@ -100,22 +101,20 @@ class Feed:
 class Bridge:
     """The functions of bridge.h, without their last argument, and what their handles stand for."""
 
-    def __init__(self, ffi: Any) -> None:
-        self._ffi = ffi
+    def __init__(self, ffi: Any, stay_last: Callable[[], None]) -> None:
+        self._ffi, self._stay_last = ffi, stay_last
         self._pipelines, self._streams = Table("pipeline"), Table("stream")
-        self._ending = False
+        self._used_devices: set[str] = set()
 
     def open(self, bundle: Any, options: Any, number: Any) -> None:
         """`runtime.load`."""
-        if self._ending:
-            raise Closed("The process is ending, nothing can be opened any more.")
         handle = Handle(self._pipelines)
         with handle.opening():
             handle.messages = self._messages(options)
             handle.target = runtime.load(
                 self._path(bundle), device=self._text(options.device) or "auto", threads=options.threads or None
             )
-            _run_once(handle.target)
+            self._use_device(handle.target)
             number[0] = handle.admit()
 
     def info(self, number: int, result: Any) -> None:
@@ -178,23 +177,9 @@ class Bridge:
         """`Pipeline.close`, its streams before."""
         self._pipelines.get(number).close()
 
-    def end(self) -> None:
-        """The process ends: refuse new work, give up what is being drawn, and wait for it for a moment.
-
-        Not for a pipeline whose progress function has ended the process on this thread: nothing of it is running.
-        """
-        if self._ending:
-            return
-        self._ending = True
-        handles = [handle for handle in self._pipelines.all() if not handle.is_drawing()]
-
-        def settle() -> None:
-            for handle in handles:
-                handle.settle()
-
-        thread = threading.Thread(target=settle, name="s2f-end", daemon=True)
-        thread.start()
-        thread.join(END_SECONDS)
+    def give_up(self, thread: int) -> None:
+        """`runtime.pipeline.give_up`."""
+        give_up(thread)
 
     def stream_open(self, number: int, options: Any, stream: Any) -> None:
         """`Pipeline.stream`."""
@@ -224,7 +209,7 @@ class Bridge:
             feed = handle.target
             feed.stream.push(self._samples(pcm, frames, feed.channels, is_float).copy())
 
-    def stream_poll(self, number: int, room: Any, result: Any, fresh: Any, speech_s: Any) -> None:
+    def stream_poll(self, number: int, room: Any, result: Any, fresh: Any) -> None:
         """`Stream.poll`, or the size of what it would give."""
         handle = self._streams.get(number)
         with handle.use():
@@ -235,7 +220,17 @@ class Bridge:
                 if portrait is not None:
                     self._give(portrait, room.bytes, result)
                 fresh[0] = portrait is not None
-            speech_s[0] = handle.target.stream.speech_seconds
+
+    def stream_info(self, number: int, state: Any) -> None:
+        """What a `Stream` tells of itself."""
+        handle = self._streams.get(number)
+        with handle.use():
+            stream = handle.target.stream
+            sound, wall = stream.first_portrait_seconds, stream.first_portrait_wall_seconds
+            state.heard_s, state.speech_s = stream.heard_seconds, stream.speech_seconds
+            state.dropped_s, state.portrait_s = stream.dropped_seconds, stream.portrait_seconds
+            state.first_portrait_s = math.nan if sound is None else sound
+            state.first_portrait_ms = math.nan if wall is None else wall * 1e3
 
     def stream_finish(self, number: int, timeout_ms: int, room: Any, result: Any) -> None:
         """`Stream.finish`."""
@@ -250,6 +245,15 @@ class Bridge:
         """`Stream.close`."""
         self._streams.get(number).close()
 
+    def _use_device(self, pipeline: runtime.Pipeline) -> None:
+        """Draw once on each device: what a backend makes as it is first used it takes apart at exit, and C comes before
+        that only if it exists by now. Raises as `generate`.
+        """
+        if pipeline.device not in self._used_devices:
+            pipeline.generate(_HUM)
+            self._stay_last()
+            self._used_devices.add(pipeline.device)
+
     def _text(self, pointer: Any) -> str | None:
         return self._ffi.string(pointer).decode("utf-8", "replace") if pointer else None
 
@@ -263,10 +267,11 @@ class Bridge:
         tell = lambda level, text: log(level, text.encode("utf-8", "backslashreplace"), user)  # noqa: E731
         return Messages(tell, options.log_level or logging.WARNING)
 
-    def _progress(self, handle: Handle, request: Any) -> Callable[[int, int], object]:
+    def _progress(self, handle: Handle, request: Any) -> Callable[[int, int], object] | None:
+        if not request.progress:
+            return None
+
         def tell(done: int, total: int) -> object:
-            if self._ending or not request.progress:
-                return self._ending
             with handle.drawing():
                 return request.progress(done, total, request.progress_user)
 
@@ -298,15 +303,6 @@ class Bridge:
         result.guidance, result.prior_weight = portrait.guidance, portrait.prior_weight
         times = portrait.timings
         result.audio_ms, result.graphs_ms, result.total_ms = times.audio, times.graphs, times.total
-
-
-def _run_once(pipeline: runtime.Pipeline) -> None:
-    """Run the encoder, and no step. What a backend makes at its first run it takes apart at exit, and C can only come
-    before that (`stay_last` in library.c) if it exists when the pipeline is given out. Raises as `generate`.
-    """
-    hum = np.sin(0.1 * np.arange(DEFAULT_RATE, dtype=np.float32))
-    with contextlib.suppress(Cancelled):
-        pipeline.generate((hum, DEFAULT_RATE), progress=lambda *_: True)
 
 
 def _describe_bundle(result: Any, pipeline: runtime.Pipeline, count: int) -> None:

@@ -1,9 +1,9 @@
-"""`s2f-capi build`: libs2f.so for the Python this runs under, with its header and what build systems look for.
+"""libs2f.so for the Python this runs under, with its header and what build systems look for.
 
-The library finds its Python without the environment: the interpreter is the one that runs this command, and what it
-imports is what that interpreter imports. Where library and interpreter lie in one folder (a virtual environment, a
-Python of its own) the way is kept relative to the library, so that the folder may be moved as a whole.
-CC, CFLAGS and LDFLAGS are taken from the environment, as by make.
+`build` writes them to a folder, `wheel` into a wheel of this package, and `where` tells where that has put them.
+
+The library finds its Python without the environment, see start.c. If it lies elsewhere than in the folder of this
+Python, the way to that is written into it.
 """
 
 from __future__ import annotations
@@ -25,28 +25,58 @@ from typing import Any
 from .. import __version__
 from ..errors import ALL_ERRORS, BackendFailed, BackendMissing, OutputUnwritable, S2FError
 from ..output import write_files
+from . import wheel
 
 HERE = Path(__file__).parent
 MODULE = "_s2f_native"
 SONAME = "libs2f.so.1"
 HEADERS = ("s2f.h", "bridge.h")
-SOURCES = ("library.c", "structs.c", "start.c")
+SOURCES = ("library.c", "structs.c", "start.c", "end.c")
 WARNINGS = ("-Wall", "-Wextra", "-Wpedantic")
+FLAGS = (
+    f"-Wl,-soname,{SONAME}",
+    f"-Wl,--version-script={HERE / 'exports.map'}",
+    "-Wl,-z,nodelete",  # Python and the threads below outlive a dlclose
+)
+VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 EXTRA = "s2f-edge[capi]"
 UNEXPECTED = 1
+
+BUILD = (
+    "Needs a C compiler and the headers of this Python. CC, CFLAGS and LDFLAGS are taken from the environment, as by "
+    "make. The library works with this Python, wherever the folder lies; inside this Python's own folder (a virtual "
+    "environment) it may be moved with it."
+)
+WHEEL = (
+    "Adds the library to a wheel of this package, for devices without a compiler. The new one is for this Python's "
+    "version, and for the machine and the glibc that the compiler makes programs for (CC=aarch64-linux-gnu-gcc)."
+)
+WHERE = (
+    "Prints the folder of lib and include where the package was installed from a wheel with libs2f.so: for "
+    "CMAKE_PREFIX_PATH, and with /lib/pkgconfig for PKG_CONFIG_PATH."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, an error's code, 2 (usage, by SystemExit)."""
     parser = argparse.ArgumentParser(prog="s2f-capi", description="The C interface of s2f-edge.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    made = commands.add_parser("build", help="build libs2f.so for this Python", description=__doc__.split("\n\n")[1])
+    made = commands.add_parser("build", help="build libs2f.so for this Python", description=BUILD)
     made.add_argument(
         "-o", "--out", default="build/s2f", metavar="DIR", help="folder for lib and include; default: build/s2f"
     )
+    made.set_defaults(run=lambda arguments: build(Path(arguments.out)))
+    packed = commands.add_parser("wheel", help="make a wheel with libs2f.so in it", description=WHEEL)
+    packed.add_argument(
+        "pure", metavar="WHEEL", help="this package as pip wheel made it: s2f_edge-...-py3-none-any.whl"
+    )
+    packed.add_argument("-o", "--out", default=".", metavar="DIR", help="folder for the new wheel; default: this one")
+    packed.set_defaults(run=lambda arguments: [pack(Path(arguments.pure), Path(arguments.out))])
+    told = commands.add_parser("where", help="the folder of the libs2f.so that was installed", description=WHERE)
+    told.set_defaults(run=lambda _: [installed()])
     arguments = parser.parse_args(argv)
     try:
-        for path in build(Path(arguments.out)):
+        for path in arguments.run(arguments):
             sys.stdout.write(f"{path}\n")
     except S2FError as error:
         sys.stderr.write(f"s2f-capi: error [{error.code}]: {error}\n")
@@ -57,27 +87,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build(out: Path) -> list[Path]:
     """Write lib/libs2f.so, include/s2f.h, pkg-config and CMake files into `out`, all or nothing; returns their paths.
 
-    Raises BackendMissing (no compiler, Python headers, shared libpython or cffi), BackendFailed (the compiler's words),
-    OutputUnwritable.
+    Raises as `compile_all`, and OutputUnwritable.
     """
-    compiler, headers, libpython, cffi = find_compiler(), find_headers(), find_libpython(), find_cffi()
-    library = out.absolute() / "lib"
-    with tempfile.TemporaryDirectory(prefix="s2f-capi-") as folder:
-        work = Path(folder)
-        (work / "settings.h").write_text(settings(library), encoding="utf-8")
+    library = (out / "lib").resolve()
+    prefix, package = prefix_for(library), HERE.parent.parent
+    moves = not prefix and package.is_relative_to(sys.prefix)
+    files = compile_all(prefix, os.path.relpath(package, library) if moves else str(package))
+    install({out / name: data for name, data in files.items()}, out / "lib" / "libs2f.so")
+    return [*(out / name for name in files), out / "lib" / "libs2f.so"]
+
+
+def pack(pure: Path, out: Path) -> Path:
+    """Make a wheel with the library of the wheel `pure`; returns its path in the folder `out`.
+
+    Raises as `compile_all` and `wheel.write_wheel`.
+    """
+    return wheel.write_wheel(pure, compile_all("", wheel.FOLDER), out)
+
+
+def installed() -> Path:
+    """The folder with lib and include, where this package came as a wheel that has them. Raises BackendMissing."""
+    if not (HERE / "lib" / SONAME).is_file():
+        raise BackendMissing(
+            "This installation of s2f-edge has no libs2f.so: it is not of a wheel for Linux that was made by s2f-capi "
+            "wheel. Run: s2f-capi build -o DIR"
+        )
+    return HERE
+
+
+def compile_all(prefix: str, folder: str) -> dict[str, bytes]:
+    """The files of the library by their names, lib/... and include/...; without the link that linkers look for.
+
+    `prefix`, `folder`: see `settings`. Raises BackendMissing (no compiler, Python headers or cffi), BackendFailed (the
+    compiler's words).
+    """
+    compiler, headers, cffi = find_compiler(), find_headers(), find_cffi()
+    with tempfile.TemporaryDirectory(prefix="s2f-capi-") as place:
+        work = Path(place)
+        (work / "settings.h").write_text(settings(prefix, folder), encoding="utf-8")
         emit_module(cffi, work / f"{MODULE}.c")
-        binary = compile_library(compiler, headers, libpython, library, work)
-        files = {
-            library / SONAME: binary.read_bytes(),
-            out / "include" / "s2f.h": (HERE / "s2f.h").read_bytes(),
-            library / "pkgconfig" / "s2f.pc": filled("s2f.pc.in"),
-            library / "cmake" / "S2F" / "S2FConfig.cmake": filled("S2FConfig.cmake.in"),
-            library / "cmake" / "S2F" / "S2FConfigVersion.cmake": filled("S2FConfigVersion.cmake.in"),
-            library / "cmake" / "S2F" / "s2f-config.cmake": b'include("${CMAKE_CURRENT_LIST_DIR}/S2FConfig.cmake")\n',
-            library / "cmake" / "S2F" / "s2f-config-version.cmake": filled("S2FConfigVersion.cmake.in"),
+        sources, module = [HERE / name for name in SOURCES], work / f"{MODULE}.c"
+        return {
+            f"lib/{SONAME}": compile_shared(compiler, headers, work / SONAME, sources, ["-std=c99", *WARNINGS, *FLAGS]),
+            f"lib/{MODULE}.so": compile_shared(compiler, headers, module.with_suffix(".so"), [module], ["-w"]),
+            "include/s2f.h": (HERE / "s2f.h").read_bytes(),
+            "lib/pkgconfig/s2f.pc": filled("s2f.pc.in"),
+            "lib/cmake/S2F/S2FConfig.cmake": filled("S2FConfig.cmake.in"),
+            "lib/cmake/S2F/S2FConfigVersion.cmake": filled("S2FConfigVersion.cmake.in"),
+            "lib/cmake/S2F/s2f-config.cmake": b'include("${CMAKE_CURRENT_LIST_DIR}/S2FConfig.cmake")\n',
+            "lib/cmake/S2F/s2f-config-version.cmake": filled("S2FConfigVersion.cmake.in"),
         }
-        install(files, library / "libs2f.so")
-    return [*files, library / "libs2f.so"]
 
 
 def find_compiler() -> list[str]:
@@ -103,21 +162,6 @@ def find_headers() -> Path:
     return folder
 
 
-def find_libpython() -> Path:
-    """The shared library of this Python, with its version. Raises BackendMissing."""
-    name = f"libpython{sysconfig.get_config_var('LDVERSION')}.so"
-    folders = [sysconfig.get_config_var("LIBDIR"), sysconfig.get_config_var("LIBPL"), f"{sys.base_prefix}/lib"]
-    found = [path for folder in folders if folder for path in (Path(folder) / f"{name}.1.0", Path(folder) / name)]
-    for path in found:
-        if path.is_file():
-            return path
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    raise BackendMissing(
-        f"{sys.executable} has no shared library {name}. For the system's Python run: apt-get install "
-        f"libpython{version}-dev; pyenv builds one with PYTHON_CONFIGURE_OPTS=--enable-shared."
-    )
-
-
 def find_cffi() -> Any:
     """The package, imported on first use. Raises BackendMissing."""
     try:
@@ -127,35 +171,35 @@ def find_cffi() -> Any:
     return cffi
 
 
-def settings(library: Path) -> str:
-    """The text of settings.h, for a library that will lie in the folder `library`: what is fixed at build time."""
-    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    paths = {
-        "PYTHON": Path(sys.executable),
-        "STDLIB": Path(sysconfig.get_paths()["stdlib"]) / "os.py",
-        "FOLDER": HERE.parent.parent,
+def prefix_for(library: Path) -> str:
+    """Of this Python, for a library in that folder: "" where it will be found from there, by find_prefix in start.c."""
+    above = (folder for folder in library.parents if os.path.lexists(folder / "bin" / f"python{VERSION}"))
+    return "" if next(above, None) == Path(sys.prefix).resolve() else sys.prefix
+
+
+def settings(prefix: str, folder: str) -> str:
+    """The text of settings.h: what is fixed at build time.
+
+    `prefix`: that of Python, or "". `folder`: that of the package `runtime`, from the folder of the library.
+    """
+    texts = {
+        "VERSION": __version__,
+        "PYTHON_VERSION": VERSION,
+        "LIBPYTHON": f"libpython{sysconfig.get_config_var('LDVERSION')}.so.1.0",
+        "STDLIB": os.path.relpath(sysconfig.get_paths()["stdlib"], sys.base_prefix),
+        "PREFIX": prefix,
+        "FOLDER": folder,
     }
     codes = [(0, "Success."), (UNEXPECTED, "An unexpected failure. Please report it with its message.")]
     codes += [(error.code, (error.__doc__ or error.__name__).strip().split("\n")[0]) for error in ALL_ERRORS]
-    text = (HERE / "start.py").read_bytes()
+    start = (HERE / "start.py").read_bytes()
     lines = [
-        f"#define SETTING_VERSION {quoted(__version__)}",
-        f"#define SETTING_PYTHON_VERSION {quoted(version)}",
-        *(f"#define SETTING_{name} {quoted(located(path, library))}" for name, path in paths.items()),
+        *(f"#define SETTING_{name} {quoted(text)}" for name, text in texts.items()),
         "#define SETTING_CODES {" + ", ".join(f"{{{code}, {quoted(words)}}}" for code, words in codes) + "}",
         # As numbers: C99 promises no more than 4095 characters to a string.
-        "#define SETTING_START {" + ", ".join(str(byte) for byte in (*text, 0)) + "}",
+        "#define SETTING_START {" + ", ".join(str(byte) for byte in (*start, 0)) + "}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def located(path: Path, library: Path) -> str:
-    """`path` relative to the folder of the library, as "$ORIGIN/…", if this Python's own folder holds both."""
-    path = path.absolute()
-    for root in {Path(sys.prefix).absolute(), Path(sys.base_prefix).absolute()}:
-        if root != Path("/usr") and library.is_relative_to(root) and path.is_relative_to(root):
-            return f"$ORIGIN/{os.path.relpath(path, library)}"
-    return str(path)
 
 
 def quoted(text: str) -> str:
@@ -179,33 +223,19 @@ def declarations() -> str:
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     sizes = [f"{found} ..." for found in re.findall(r"^#define BRIDGE_MESSAGE_BYTES", text, re.MULTILINE)]
     types = re.findall(r"^typedef [^{;]*(?:\{[^}]*\}[^;]*)?;", text, re.MULTILINE)
-    functions = re.findall(r"^int32_t bridge_[^;]*;", text, re.MULTILINE)
-    return "\n".join([*sizes, *types, 'extern "Python+C" {', *functions, "}"])
+    functions = re.sub(r"\(\*(\w+)\)\(", r"bridge_\1(", re.findall(r"bridge_functions \{([^}]*)\}", text)[0])
+    return "\n".join([*sizes, *types, 'extern "Python" {', functions, "}"])
 
 
-def compile_library(compiler: list[str], headers: Path, libpython: Path, library: Path, work: Path) -> Path:
-    """Compile and link in the folder `work`; returns the shared library. Raises BackendFailed."""
-    flags = [*shlex.split(os.environ.get("CFLAGS", "-O2")), "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-pthread"]
-    include = [f"-I{HERE}", f"-I{work}", "-isystem", str(headers)]
-    objects = []
-    for source in (*(HERE / name for name in SOURCES), work / f"{MODULE}.c"):
-        own = ["-std=c99", *WARNINGS] if source.parent == HERE else ["-w"]
-        objects.append(work / f"{source.stem}.o")
-        run([*compiler, *own, *flags, *include, "-c", str(source), "-o", str(objects[-1])])
-    binary = work / SONAME
-    run(
-        [
-            *(*compiler, "-shared", "-pthread", "-o", str(binary), *map(str, objects)),
-            f"-Wl,-soname,{SONAME}",
-            f"-Wl,--version-script={HERE / 'exports.map'}",
-            "-Wl,-z,nodelete",  # Python and the threads below outlive a dlclose
-            "-Wl,-z,lazy",  # in a program with another Python the wrong symbols must not be missed before we say so
-            f"-Wl,-rpath,{located(libpython.parent, library)}",
-            *(str(libpython), "-ldl", "-lm"),
-            *shlex.split(os.environ.get("LDFLAGS", "")),
-        ]
-    )
-    return binary
+def compile_shared(
+    compiler: list[str], headers: Path, target: Path, sources: Sequence[Path], flags: Sequence[str]
+) -> bytes:
+    """Compile into the file `target`, beside which generated headers lie; returns its bytes. Raises BackendFailed."""
+    flags = [*flags, *shlex.split(os.environ.get("CFLAGS", "-O2")), "-fPIC", "-fvisibility=hidden", "-DNDEBUG"]
+    include = [f"-I{HERE}", f"-I{target.parent}", "-isystem", str(headers)]
+    linked = ["-pthread", "-ldl", *shlex.split(os.environ.get("LDFLAGS", ""))]
+    run([*compiler, "-shared", *flags, *include, "-o", str(target), *map(str, sources), *linked])
+    return target.read_bytes()
 
 
 def run(command: list[str]) -> None:

@@ -15,9 +15,6 @@ MOST_MESSAGES = 256
 """Messages that wait for the next call; the oldest give way."""
 
 _logger = logging.getLogger(__package__.partition(".")[0])
-_logger_lock = threading.Lock()
-_logger_levels: list[int] = []
-"""The level the logger had, then those of all that listen."""
 
 
 class _Here(threading.local):
@@ -32,6 +29,35 @@ class _Here(threading.local):
 _here = _Here()
 
 
+class _Listeners:
+    """All handlers that listen; while there are any, the logger's level is the lowest of theirs."""
+
+    def __init__(self) -> None:
+        self._lock, self._level = threading.Lock(), logging.NOTSET
+        self._all: list[logging.Handler] = []
+
+    def add(self, one: logging.Handler) -> None:
+        with self._lock:
+            if not self._all:
+                self._level = _logger.level
+            self._all.append(one)
+            _logger.addHandler(one)
+            self._set_level()
+
+    def remove(self, one: logging.Handler) -> None:
+        with self._lock:
+            if one in self._all:
+                self._all.remove(one)
+                _logger.removeHandler(one)
+                self._set_level()
+
+    def _set_level(self) -> None:
+        _logger.setLevel(min((one.level for one in self._all), default=self._level))
+
+
+_listeners = _Listeners()
+
+
 class Messages(logging.Handler):
     """Collects what the package logs, and tells it when no lock is held that the listener could want."""
 
@@ -39,12 +65,7 @@ class Messages(logging.Handler):
         """`tell`: called with a level and a text. `level`: the lowest that is collected."""
         super().__init__(level)
         self._tell, self._waiting = tell, deque[tuple[int, str]](maxlen=MOST_MESSAGES)
-        with _logger_lock:
-            if not _logger_levels:
-                _logger_levels.append(_logger.level)
-            _logger_levels.append(level)
-            _logger.setLevel(min(_logger_levels[1:]))
-            _logger.addHandler(self)
+        _listeners.add(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the messages of calls with the own pipeline, and of threads that are in no call at all."""
@@ -69,13 +90,7 @@ class Messages(logging.Handler):
 
     def close(self) -> None:
         """Collect and tell no more."""
-        with _logger_lock:
-            if self in _logger.handlers:
-                _logger.removeHandler(self)
-                _logger_levels.remove(self.level)
-                _logger.setLevel(min(_logger_levels[1:], default=_logger_levels[0]))
-                if len(_logger_levels) == 1:
-                    _logger_levels.clear()
+        _listeners.remove(self)
         self._waiting.clear()
         super().close()
 
@@ -105,7 +120,7 @@ class Handle:
                     if self.messages:
                         self.messages.tell()
                 finally:
-                    _here.inside.remove(self)
+                    _here.inside.pop()
                     self._leave()
 
     @contextlib.contextmanager
@@ -126,16 +141,12 @@ class Handle:
         try:
             yield
         finally:
-            _here.inside.remove(self)
-            _here.drawing.remove(self.root)
-
-    def is_drawing(self) -> bool:
-        """Whether this thread is in a progress function of the pipeline."""
-        return self.root in _here.drawing
+            _here.inside.pop()
+            _here.drawing.pop()
 
     def check_not_drawing(self) -> None:
         """Raise InvalidArgument where the call would wait for itself."""
-        if self.is_drawing():
+        if self.root in _here.drawing:
             raise InvalidArgument(
                 "The pipeline was used from within its own progress function, which it waits for. Return first."
             )
@@ -151,22 +162,9 @@ class Handle:
 
     def close(self) -> None:
         """End it and its streams, once nobody uses them. Raises Closed; InvalidArgument from within its own call."""
-        if self in _here.inside or self.is_drawing():
+        if self in _here.inside or self.root in _here.drawing:
             raise InvalidArgument(f"The {self._table.kind} was closed from within a function it called. Return first.")
         self._end()
-
-    def settle(self) -> None:
-        """As `close`, but the target is only left in peace, not closed; nothing is told. At the end of a process."""
-        if self.messages:
-            self.messages.close()
-        with self._condition:
-            self._open = False
-            children = list(self._children)
-        for child in children:
-            with contextlib.suppress(Exception):
-                child._end()
-        with self._condition:
-            self._condition.wait_for(lambda: self._users == 0)
 
     def _end(self) -> None:
         with self._condition:
@@ -178,15 +176,12 @@ class Handle:
                 with contextlib.suppress(Closed):
                     child._end()
             with self._condition:
-                self._condition.wait_for(lambda: self._users == 0)
+                self._condition.wait_for(lambda: self._users == 0 and not self._children)
         finally:
             self._table.discard(self.number)
             self._give_back()
 
     def _give_back(self) -> None:
-        if self.parent:
-            with self.parent._condition:
-                self.parent._children.discard(self)
         _here.inside.append(self)
         try:
             if self.target is not None:
@@ -194,9 +189,13 @@ class Handle:
             if self.messages:
                 self.messages.tell()
         finally:
-            _here.inside.remove(self)
+            _here.inside.pop()
             if self.messages:
                 self.messages.close()
+            if self.parent:
+                with self.parent._condition:
+                    self.parent._children.discard(self)
+                    self.parent._condition.notify_all()
 
     def _check_open(self) -> None:
         if not self._open:
@@ -238,11 +237,6 @@ class Table:
         if known:
             raise Closed(f"The {self.kind} is closed. Open it again.")
         raise InvalidArgument(f"The {self.kind} is not one that was opened here.")
-
-    def all(self) -> list[Handle]:
-        """Those that are not closed."""
-        with self._lock:
-            return list(self._handles.values())
 
     def discard(self, number: int) -> None:
         """Forget one."""

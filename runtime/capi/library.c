@@ -17,54 +17,48 @@
 #define MOST_SPEECHES 10000
 
 static __thread char last_error[BRIDGE_MESSAGE_BYTES];
-static uint32_t times_opened, times_drawn;
 
 static int32_t invalid(const char *text)
 {
     return refuse(last_error, S2F_INVALID_ARGUMENT, "%s", text);
 }
 
+typedef struct call {
+    int64_t number; /* of the handle */
+    int is_in;
+} call;
+
 /* The first line of every call with a handle. */
-static int32_t enter(const void *handle, uint64_t tag, int64_t *number)
+static int32_t enter(call *self, const void *handle, uint64_t tag)
 {
     const uint64_t bits = (uint64_t)(uintptr_t)handle;
     const char *name = tag == PIPELINE_TAG ? "pipeline" : "stream";
     const char *maker = tag == PIPELINE_TAG ? "s2f_open" : "s2f_stream_open";
+    int32_t code;
     last_error[0] = '\0';
-    *number = (int64_t)(bits & ~TAG_BITS);
+    self->number = (int64_t)(bits & ~TAG_BITS);
+    self->is_in = 0;
     if (handle == NULL)
         return refuse(last_error, S2F_INVALID_ARGUMENT, "The %s is NULL. Give one that %s made.", name, maker);
     if ((bits & TAG_BITS) != tag)
         return refuse(last_error, S2F_INVALID_ARGUMENT, "The %s is not one that %s made.", name, maker);
-    return started(last_error);
+    code = started(last_error);
+    if (code == S2F_OK)
+        code = come_in(last_error);
+    self->is_in = code == S2F_OK;
+    return code;
 }
 
 /* The last line: a text for each failure, none after success, whatever a callback has called meanwhile. */
-static int32_t leave(int32_t code)
+static int32_t leave(const call *self, int32_t code)
 {
+    if (self->is_in)
+        go_out();
     if (code == S2F_OK)
         last_error[0] = '\0';
     else if (last_error[0] == '\0')
         refuse(last_error, code, "%s", s2f_strerror(code));
     return code;
-}
-
-/* At exit: a backend must not be at work while its library's own exit handlers take it apart. */
-static void end(void)
-{
-    char message[BRIDGE_MESSAGE_BYTES];
-    if (started(message) == S2F_OK)
-        (void)bridge_end(message);
-}
-
-/* Have `end` called before whatever the backends have registered until now: exit handlers run in reverse order. Asked
- * for again after calls, since a backend may register more as it is used. `times`: how often it was asked for; the 1st,
- * 2nd, 4th, 8th ... time it is done. */
-static void stay_last(uint32_t *times)
-{
-    const uint32_t count = __atomic_add_fetch(times, 1, __ATOMIC_RELAXED);
-    if ((count & (count - 1)) == 0)
-        (void)atexit(end);
 }
 
 static void *handle_of(int64_t number, uint64_t tag)
@@ -128,41 +122,42 @@ int32_t s2f_open(const char *bundle, const s2f_options *options, s2f_pipeline **
 {
     s2f_options ours;
     sigset_t signals;
-    int64_t number = 0;
+    call self = {0, 0};
     int32_t code;
     last_error[0] = '\0';
     if (pipeline == NULL)
         return invalid("The place for the pipeline is NULL.");
     *pipeline = NULL;
     code = take_options(&ours, options, last_error);
+    if (code == S2F_OK)
+        code = come_in(last_error);
     if (code != S2F_OK)
         return code;
+    self.is_in = 1;
     hold_signals(&signals);
     code = start(last_error);
     if (code == S2F_OK)
-        code = bridge_open(bundle, &ours, &number, last_error);
+        code = bridge.open(bundle, &ours, &self.number, last_error);
     release_signals(&signals);
-    if (code == S2F_OK) {
-        *pipeline = handle_of(number, PIPELINE_TAG);
-        stay_last(&times_opened);
-    }
-    return leave(code);
+    if (code == S2F_OK)
+        *pipeline = handle_of(self.number, PIPELINE_TAG);
+    return leave(&self, code);
 }
 
 int32_t s2f_info(s2f_pipeline *pipeline, s2f_result *result)
 {
     s2f_result ours;
-    int64_t number;
-    int32_t code = enter(pipeline, PIPELINE_TAG, &number);
+    call self;
+    int32_t code = enter(&self, pipeline, PIPELINE_TAG);
     if (code == S2F_OK && result == NULL)
         code = invalid("The result is NULL.");
     if (code == S2F_OK)
         code = take_result(&ours, result, last_error);
     if (code == S2F_OK)
-        code = bridge_info(number, &ours, last_error);
+        code = bridge.info(self.number, &ours, last_error);
     if (code == S2F_OK)
         give_result(result, &ours);
-    return leave(code);
+    return leave(&self, code);
 }
 
 /* The element of an array whose elements are as large as the caller's version of the structure. */
@@ -182,7 +177,7 @@ static int32_t draw(int64_t number, const bridge_speech *speech, const s2f_reque
             code = invalid("The results of a batch differ in struct_size.");
     }
     if (code == S2F_OK)
-        code = bridge_generate(number, speech, request, images, ours, last_error);
+        code = bridge.generate(number, speech, request, images, ours, last_error);
     for (size_t i = 0; i < speech->count && (code == S2F_OK || code == S2F_BUFFER_TOO_SMALL); i++)
         give_result(result_at(results, i), &ours[i]);
     return code;
@@ -194,8 +189,8 @@ static int32_t generate(s2f_pipeline *pipeline, const bridge_speech *speech, con
     const bridge_room room = {images, image_bytes};
     s2f_request ours;
     s2f_result *all;
-    int64_t number;
-    int32_t code = enter(pipeline, PIPELINE_TAG, &number);
+    call self;
+    int32_t code = enter(&self, pipeline, PIPELINE_TAG);
     if (code == S2F_OK)
         code = check_room(&room, results);
     if (code == S2F_OK)
@@ -203,15 +198,13 @@ static int32_t generate(s2f_pipeline *pipeline, const bridge_speech *speech, con
     if (code == S2F_OK)
         code = take_request(&ours, request, last_error);
     if (code != S2F_OK)
-        return leave(code);
+        return leave(&self, code);
     all = calloc(speech->count, sizeof(*all));
     if (all == NULL)
-        return refuse(last_error, S2F_UNEXPECTED, "There is no memory for %zu results.", speech->count);
-    code = draw(number, speech, &ours, &room, results, all);
+        return leave(&self, refuse(last_error, S2F_UNEXPECTED, "There is no memory for %zu results.", speech->count));
+    code = draw(self.number, speech, &ours, &room, results, all);
     free(all);
-    if (code == S2F_OK)
-        stay_last(&times_drawn);
-    return leave(code);
+    return leave(&self, code);
 }
 
 int32_t s2f_generate(s2f_pipeline *pipeline, const float *pcm, size_t frames, int32_t sample_rate, int32_t channels,
@@ -251,8 +244,8 @@ int32_t s2f_encode_png(s2f_pipeline *pipeline, const uint8_t *image, const s2f_r
 {
     const bridge_room room = {png, png_bytes};
     s2f_result ours;
-    int64_t number;
-    int32_t code = enter(pipeline, PIPELINE_TAG, &number);
+    call self;
+    int32_t code = enter(&self, pipeline, PIPELINE_TAG);
     if (code == S2F_OK && (image == NULL || result == NULL || needed == NULL))
         code = invalid("The image, its result or the place for the size needed is NULL.");
     if (code == S2F_OK && png == NULL && png_bytes > 0)
@@ -260,49 +253,51 @@ int32_t s2f_encode_png(s2f_pipeline *pipeline, const uint8_t *image, const s2f_r
     if (code == S2F_OK)
         code = take_result(&ours, result, last_error);
     if (code == S2F_OK)
-        code = bridge_encode_png(number, image, &ours, &room, needed, last_error);
-    return leave(code);
+        code = bridge.encode_png(self.number, image, &ours, &room, needed, last_error);
+    return leave(&self, code);
 }
 
 int32_t s2f_close(s2f_pipeline *pipeline)
 {
-    int64_t number;
-    int32_t code = enter(pipeline, PIPELINE_TAG, &number);
+    call self;
+    int32_t code = enter(&self, pipeline, PIPELINE_TAG);
     if (code == S2F_OK)
-        code = bridge_close(number, last_error);
-    return leave(code);
+        code = bridge.close(self.number, last_error);
+    return leave(&self, code);
 }
 
 int32_t s2f_stream_open(s2f_pipeline *pipeline, const s2f_stream_options *options, s2f_stream **stream)
 {
     s2f_stream_options ours;
     sigset_t signals;
-    int64_t number, made = 0;
-    int32_t code = enter(pipeline, PIPELINE_TAG, &number);
-    if (stream == NULL)
-        return code == S2F_OK ? invalid("The place for the stream is NULL.") : leave(code);
-    *stream = NULL;
+    int64_t made = 0;
+    call self;
+    int32_t code = enter(&self, pipeline, PIPELINE_TAG);
+    if (code == S2F_OK && stream == NULL)
+        code = invalid("The place for the stream is NULL.");
+    if (stream != NULL)
+        *stream = NULL;
     if (code == S2F_OK)
         code = take_stream_options(&ours, options, last_error);
     if (code != S2F_OK)
-        return leave(code);
+        return leave(&self, code);
     hold_signals(&signals);
-    code = bridge_stream_open(number, &ours, &made, last_error);
+    code = bridge.stream_open(self.number, &ours, &made, last_error);
     release_signals(&signals);
     if (code == S2F_OK)
         *stream = handle_of(made, STREAM_TAG);
-    return leave(code);
+    return leave(&self, code);
 }
 
 static int32_t push(s2f_stream *stream, const void *pcm, size_t frames, int32_t is_float)
 {
-    int64_t number;
-    int32_t code = enter(stream, STREAM_TAG, &number);
+    call self;
+    int32_t code = enter(&self, stream, STREAM_TAG);
     if (code == S2F_OK && pcm == NULL && frames > 0)
         code = invalid("The samples are NULL.");
     if (code == S2F_OK)
-        code = bridge_stream_push(number, pcm, frames, is_float, last_error);
-    return leave(code);
+        code = bridge.stream_push(self.number, pcm, frames, is_float, last_error);
+    return leave(&self, code);
 }
 
 int32_t s2f_stream_push(s2f_stream *stream, const float *pcm, size_t frames)
@@ -315,15 +310,13 @@ int32_t s2f_stream_push_i16(s2f_stream *stream, const int16_t *pcm, size_t frame
     return push(stream, pcm, frames, 0);
 }
 
-int32_t s2f_stream_poll(s2f_stream *stream, uint8_t *image, size_t image_bytes, s2f_result *result, int32_t *fresh,
-                        double *speech_s)
+int32_t s2f_stream_poll(s2f_stream *stream, uint8_t *image, size_t image_bytes, s2f_result *result, int32_t *fresh)
 {
     const bridge_room room = {image, image_bytes};
     s2f_result ours;
-    double heard = 0;
     int32_t is_fresh = 0;
-    int64_t number;
-    int32_t code = enter(stream, STREAM_TAG, &number);
+    call self;
+    int32_t code = enter(&self, stream, STREAM_TAG);
     if (code == S2F_OK && fresh == NULL)
         code = invalid("The place for fresh is NULL.");
     if (code == S2F_OK)
@@ -331,16 +324,28 @@ int32_t s2f_stream_poll(s2f_stream *stream, uint8_t *image, size_t image_bytes, 
     if (code == S2F_OK)
         code = take_result(&ours, result, last_error);
     if (code == S2F_OK)
-        code = bridge_stream_poll(number, &room, &ours, &is_fresh, &heard, last_error);
+        code = bridge.stream_poll(self.number, &room, &ours, &is_fresh, last_error);
     if (code == S2F_BUFFER_TOO_SMALL || (code == S2F_OK && (is_fresh || image == NULL)))
         give_result(result, &ours);
-    if (code == S2F_OK) {
-        stay_last(&times_drawn);
+    if (code == S2F_OK)
         *fresh = is_fresh;
-        if (speech_s != NULL)
-            *speech_s = heard;
-    }
-    return leave(code);
+    return leave(&self, code);
+}
+
+int32_t s2f_stream_info(s2f_stream *stream, s2f_stream_state *state)
+{
+    s2f_stream_state ours;
+    call self;
+    int32_t code = enter(&self, stream, STREAM_TAG);
+    if (code == S2F_OK && state == NULL)
+        code = invalid("The state is NULL.");
+    if (code == S2F_OK)
+        code = take_stream_state(&ours, state, last_error);
+    if (code == S2F_OK)
+        code = bridge.stream_info(self.number, &ours, last_error);
+    if (code == S2F_OK)
+        give_stream_state(state, &ours);
+    return leave(&self, code);
 }
 
 int32_t s2f_stream_finish(s2f_stream *stream, uint32_t timeout_ms, uint8_t *image, size_t image_bytes,
@@ -348,26 +353,24 @@ int32_t s2f_stream_finish(s2f_stream *stream, uint32_t timeout_ms, uint8_t *imag
 {
     const bridge_room room = {image, image_bytes};
     s2f_result ours;
-    int64_t number;
-    int32_t code = enter(stream, STREAM_TAG, &number);
+    call self;
+    int32_t code = enter(&self, stream, STREAM_TAG);
     if (code == S2F_OK && image == NULL)
         code = invalid("The image is NULL.");
     if (code == S2F_OK)
         code = take_result(&ours, result, last_error);
     if (code == S2F_OK)
-        code = bridge_stream_finish(number, timeout_ms, &room, &ours, last_error);
+        code = bridge.stream_finish(self.number, timeout_ms, &room, &ours, last_error);
     if (code == S2F_OK || code == S2F_BUFFER_TOO_SMALL)
         give_result(result, &ours);
-    if (code == S2F_OK)
-        stay_last(&times_drawn);
-    return leave(code);
+    return leave(&self, code);
 }
 
 int32_t s2f_stream_close(s2f_stream *stream)
 {
-    int64_t number;
-    int32_t code = enter(stream, STREAM_TAG, &number);
+    call self;
+    int32_t code = enter(&self, stream, STREAM_TAG);
     if (code == S2F_OK)
-        code = bridge_stream_close(number, last_error);
-    return leave(code);
+        code = bridge.stream_close(self.number, last_error);
+    return leave(&self, code);
 }

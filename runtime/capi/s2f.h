@@ -27,8 +27,10 @@
  * the first s2f_open sets to 1 where it is not set: without it ONNX Runtime reports its use over the network.
  *
  * LIFETIME. Everything given to a function is read or written during the call and not kept, but for the log function.
- * The library works for a whole process: it is not unloaded by dlclose. A program may end without closing anything: what
- * is being drawn on other threads is then given up within one step, for which exit waits, 3 seconds at most.
+ * The library works for a whole process: it is not unloaded by dlclose. A program may end without closing anything, also
+ * while other threads are in the midst of a call: from then on every new call gets S2F_CLOSED, what is being drawn is
+ * given up within one step, and exit waits for it, 3 seconds at most. Only while the first s2f_open of a process (or the
+ * first for a device) is loading libraries must the program not end: nobody can wait for those.
  * A process made by fork after the first s2f_open must not use it: it gets S2F_BACKEND_FAILED there, until it executes
  * another program.
  *
@@ -130,7 +132,8 @@ typedef struct s2f_request {
     float guidance;     /* how much the voice counts, within the bundle's range; NaN: its default */
     float prior_weight; /* how much the average face counts, within the bundle's range; NaN: its default */
     const char *window; /* which six seconds of longer speech: "start", "centre", "loudest"; NULL: start */
-    uint32_t timeout_ms; /* for the whole call, waiting for others included; ended between two steps. 0: no limit */
+    uint32_t timeout_ms; /* for the whole call, waiting for others included; looked at when the speech has been read, and
+                            between two steps. 0: no limit */
     s2f_progress_fn progress; /* NULL: not told */
     void *progress_user;      /* handed to progress */
 } s2f_request;
@@ -164,6 +167,17 @@ typedef struct s2f_stream_options {
     const char *vad;      /* what tells speech from other sound: "energy", or the path of silero's ONNX file; NULL: energy */
 } s2f_stream_options;
 
+/* What a stream has heard and drawn, written by the library. */
+typedef struct s2f_stream_state {
+    size_t struct_size;
+    double heard_s;    /* seconds of sound pushed */
+    double speech_s;   /* seconds of speech found in it and kept */
+    double dropped_s;  /* seconds of speech dropped, because max_backlog_s of it waited already */
+    double portrait_s; /* seconds of speech behind the portrait that was given last; 0 before */
+    double first_portrait_s;  /* seconds of sound from the beginning of speech until there was enough; NaN before */
+    double first_portrait_ms; /* from that push until the portrait could be polled; NaN before */
+} s2f_stream_state;
+
 /* S2F_ABI_VERSION of the library that is loaded, which may be newer than this header. Cannot fail. */
 S2F_API uint32_t s2f_abi_version(void);
 
@@ -182,6 +196,7 @@ S2F_API void s2f_options_init(s2f_options *options);
 S2F_API void s2f_request_init(s2f_request *request);
 S2F_API void s2f_result_init(s2f_result *result);
 S2F_API void s2f_stream_options_init(s2f_stream_options *options);
+S2F_API void s2f_stream_state_init(s2f_stream_state *state);
 
 /* Read, verify and open a bundle.
  *
@@ -272,23 +287,27 @@ S2F_API int32_t s2f_close(s2f_pipeline *pipeline);
  * ONNX Runtime for vad), S2F_BACKEND_FAILED, S2F_CLOSED. */
 S2F_API int32_t s2f_stream_open(s2f_pipeline *pipeline, const s2f_stream_options *options, s2f_stream **stream);
 
-/* Hand over samples, interleaved, any number of frames; 0 is harmless, and pcm may be NULL then. Copied before it
- * returns. On any thread; does not wait for a portrait that is drawn, only for another push into the same stream.
- * Fails with S2F_INVALID_ARGUMENT, S2F_AUDIO_NON_FINITE, S2F_CLOSED. */
+/* Hand over samples, interleaved, any number of frames; 0 is harmless, and pcm may be NULL then. Floats lie within -1..1;
+ * beyond 32768 they are refused. Copied before it returns. Speech beyond max_backlog_s is dropped, see s2f_stream_info.
+ *
+ * On any thread; does not wait for a portrait that is drawn, only for another push into the same stream. A call that
+ * fails has taken no sample: S2F_INVALID_ARGUMENT, S2F_AUDIO_NON_FINITE, S2F_BACKEND_FAILED (vad), S2F_CLOSED. */
 S2F_API int32_t s2f_stream_push(s2f_stream *stream, const float *pcm, size_t frames);
 S2F_API int32_t s2f_stream_push_i16(s2f_stream *stream, const int16_t *pcm, size_t frames);
 
 /* Take the newest portrait, if there is one that was not taken before.
  *
  * image, image_bytes, result: as in s2f_generate, the size query included, which takes nothing.
- * fresh:    receives 1 if a portrait was written, 0 if there is none and image and result are as they were.
- * speech_s: receives the seconds of speech heard so far, pauses not counted; NULL: not wanted.
+ * fresh: receives 1 if a portrait was written, 0 if there is none and image and result are as they were.
  *
  * On any thread; never waits for a portrait. Too small a buffer loses nothing. Fails with S2F_BUFFER_TOO_SMALL,
  * S2F_INVALID_ARGUMENT, S2F_CLOSED, and once with what went wrong while a portrait was drawn, which is tried again as
  * more speech arrives. */
 S2F_API int32_t s2f_stream_poll(s2f_stream *stream, uint8_t *image, size_t image_bytes, s2f_result *result,
-                                int32_t *fresh, double *speech_s);
+                                int32_t *fresh);
+
+/* What a stream has heard and drawn. On any thread; waits for nothing. Fails with S2F_INVALID_ARGUMENT, S2F_CLOSED. */
+S2F_API int32_t s2f_stream_info(s2f_stream *stream, s2f_stream_state *state);
 
 /* No more samples come: wait for the portrait of all the speech there was. Later pushes get S2F_CLOSED.
  *

@@ -6,23 +6,25 @@ the library has started itself (`ours`) it also does what Python's own start wou
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 UNEXPECTED, BACKEND_MISSING = 1, 40
 PACKAGES = {"runtime": "s2f-edge", "_cffi_backend": "cffi"}
 
 
-def start(load_native: Callable[[], Any], ours: int, version: str, folder: str) -> tuple[int, str]:
+def start(functions: int, ours: int, version: str, library: bytes, folder: bytes) -> tuple[int, str]:
     """Make the functions of bridge.py callable from C: (0, "") or what went wrong, as a code and its text.
 
-    `load_native`: makes cffi's module. `version`: of the library. `folder`: where the package `runtime` lay when the
-    library was built, for a checkout that is not installed.
+    `functions`: the address they are written to. `version`: of the library, which lies in the folder `library`.
+    `folder`: where the package `runtime` lies, seen from there; for packages of the user, or a checkout.
     """
     try:
+        place = Path(os.fsdecode(library))
         if ours:
-            prepare(folder)
+            prepare(str((place / os.fsdecode(folder)).resolve()))
         from runtime import __version__
 
         if __version__ != version:
@@ -30,10 +32,10 @@ def start(load_native: Callable[[], Any], ours: int, version: str, folder: str) 
                 f"libs2f {version} was built for s2f-edge {version}, but {__version__} is installed for "
                 f"{sys.executable}. Run: s2f-capi build"
             )
-        native = load_native()
+        native = load_native(str(place / "_s2f_native.so"))
         from runtime.capi import bridge
 
-        bridge.start(native)
+        bridge.start(native, functions)
     except ModuleNotFoundError as error:
         module = (error.name or str(error)).partition(".")[0]
         package, python = PACKAGES.get(module, module), sys.executable
@@ -41,10 +43,23 @@ def start(load_native: Callable[[], Any], ours: int, version: str, folder: str) 
             f"The package {package} is not installed for {python}. Run: {python} -m pip install {package}"
         )
     except ImportError as error:
-        return BACKEND_MISSING, f"A package of {sys.executable} is installed but cannot be imported: {error}"
+        return BACKEND_MISSING, (
+            f"{sys.executable} cannot import what libs2f needs: {error}. Reinstall that, or run: s2f-capi build"
+        )
     except BaseException as error:  # noqa: BLE001 - nothing passes into C
         return UNEXPECTED, f"unexpected {type(error).__name__} while Python was started: {error}"
     return 0, ""
+
+
+def load_native(path: str) -> Any:
+    """cffi's module, by its path: it belongs to the library, and no package has it."""
+    from importlib.machinery import ExtensionFileLoader, ModuleSpec
+    from importlib.util import module_from_spec
+
+    loader = ExtensionFileLoader("_s2f_native", path)
+    module = module_from_spec(ModuleSpec("_s2f_native", loader, origin=path))
+    loader.exec_module(module)
+    return module
 
 
 def prepare(folder: str) -> None:
@@ -60,6 +75,5 @@ def prepare(folder: str) -> None:
 
     sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Nowhere()  # type: ignore[assignment, misc]
     sys.stdin = sys.__stdin__ = None  # type: ignore[misc]
+    sys.path.append(folder)
     site.main()
-    if folder not in sys.path:
-        sys.path.append(folder)

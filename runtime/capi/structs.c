@@ -32,6 +32,11 @@ static const size_t stream_options_ends[] = {
     END(s2f_stream_options, prior_weight), END(s2f_stream_options, max_backlog_s),
     END(s2f_stream_options, vad),
 };
+static const size_t stream_state_ends[] = {
+    END(s2f_stream_state, struct_size), END(s2f_stream_state, heard_s),          END(s2f_stream_state, speech_s),
+    END(s2f_stream_state, dropped_s),   END(s2f_stream_state, portrait_s),       END(s2f_stream_state, first_portrait_s),
+    END(s2f_stream_state, first_portrait_ms),
+};
 
 int32_t refuse(char *message, int32_t code, const char *format, ...)
 {
@@ -42,12 +47,13 @@ int32_t refuse(char *message, int32_t code, const char *format, ...)
     return code;
 }
 
-/* Bytes of the fields that caller and library both know; 0 where the caller's struct_size cannot be one. */
+/* Bytes of the fields that caller and library both know; 0 where the caller's struct_size cannot be one: every structure
+ * here begins with a size_t, so its size is a multiple of that. */
 static size_t known_bytes(const void *given, const size_t *ends, size_t count)
 {
     size_t size, known = 0;
     memcpy(&size, given, sizeof(size));
-    if (size > LARGEST)
+    if (size > LARGEST || size % sizeof(size))
         return 0;
     for (size_t i = 0; i < count && ends[i] <= size; i++)
         known = ends[i];
@@ -91,15 +97,31 @@ int32_t take_stream_options(s2f_stream_options *ours, const s2f_stream_options *
     return take("s2f_stream_options", ours, given, stream_options_ends, COUNT(stream_options_ends), message);
 }
 
-void give_result(s2f_result *theirs, const s2f_result *ours)
+int32_t take_stream_state(s2f_stream_state *ours, const s2f_stream_state *given, char *message)
 {
-    const size_t first = END(s2f_result, struct_size); /* struct_size itself stays the caller's */
+    s2f_stream_state_init(ours);
+    return take("s2f_stream_state", ours, given, stream_state_ends, COUNT(stream_state_ends), message);
+}
+
+static void give(void *theirs, const void *ours, const size_t *ends, size_t count)
+{
+    const size_t first = ends[0]; /* struct_size itself stays the caller's */
     size_t known;
     if (theirs == NULL)
         return;
-    known = known_bytes(theirs, result_ends, COUNT(result_ends));
+    known = known_bytes(theirs, ends, count);
     if (known > first)
         memcpy((char *)theirs + first, (const char *)ours + first, known - first);
+}
+
+void give_result(s2f_result *theirs, const s2f_result *ours)
+{
+    give(theirs, ours, result_ends, COUNT(result_ends));
+}
+
+void give_stream_state(s2f_stream_state *theirs, const s2f_stream_state *ours)
+{
+    give(theirs, ours, stream_state_ends, COUNT(stream_state_ends));
 }
 
 void s2f_options_init(s2f_options *options)
@@ -136,4 +158,12 @@ void s2f_stream_options_init(s2f_stream_options *options)
     options->struct_size = sizeof(*options);
     options->guidance = NAN;
     options->prior_weight = NAN;
+}
+
+void s2f_stream_state_init(s2f_stream_state *state)
+{
+    if (state == NULL)
+        return;
+    memset(state, 0, sizeof(*state));
+    state->struct_size = sizeof(*state);
 }

@@ -27,6 +27,7 @@ static void before_anything_is_open(void)
     s2f_request_init(NULL);
     s2f_result_init(NULL);
     s2f_stream_options_init(NULL);
+    s2f_stream_state_init(NULL);
     EXPECT(S2F_INVALID_ARGUMENT, s2f_info((s2f_pipeline *)(void *)&here, &result));
     EXPECT(S2F_INVALID_ARGUMENT, s2f_close((s2f_pipeline *)(uintptr_t)0x52F1000000000001));
     EXPECT(S2F_INVALID_ARGUMENT, s2f_open(NULL, NULL, NULL));
@@ -53,6 +54,8 @@ static void bundles(const char *bundle, const char *tampered)
     options.struct_size = 0;
     EXPECT(S2F_INVALID_ARGUMENT, s2f_open(bundle, &options, &made));
     options.struct_size = SIZE_MAX;
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_open(bundle, &options, &made));
+    options.struct_size = sizeof(options) - 3; /* within a field */
     EXPECT(S2F_INVALID_ARGUMENT, s2f_open(bundle, &options, &made));
     options.struct_size = sizeof(size_t) - 1;
     EXPECT(S2F_INVALID_ARGUMENT, s2f_open(bundle, &options, &made));

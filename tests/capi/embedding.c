@@ -1,4 +1,5 @@
-/* embedding LIBPYTHON BUNDLE VOICE: a program in C that runs a Python of its own, before this library and after. */
+/* embedding LIBPYTHON BUNDLE VOICE local|global: a program in C that runs a Python of its own, before this library and
+ * after; it has opened that for itself or for all of the process. */
 #include "inner.h"
 
 #include <pthread.h>
@@ -15,19 +16,22 @@ static void *draw_elsewhere(void *image)
 
 int main(int count, char **arguments)
 {
-    void (*initialize)(int), *(*save)(void), (*restore)(void *), *state;
+    void (*initialize)(int), *(*save)(void), (*restore)(void *), *state, *library;
     int (*finalize)(void);
     uint8_t *here, *there;
     s2f_pipeline *another;
     s2f_result result;
     pthread_t thread;
     size_t size;
-    if (count != 4 || dlopen(arguments[1], RTLD_NOW | RTLD_GLOBAL) == NULL)
+    if (count != 5)
         return 2;
-    find_python("Py_InitializeEx", &initialize);
-    find_python("PyEval_SaveThread", &save);
-    find_python("PyEval_RestoreThread", &restore);
-    find_python("Py_FinalizeEx", &finalize);
+    library = dlopen(arguments[1], RTLD_NOW | (strcmp(arguments[4], "local") == 0 ? RTLD_LOCAL : RTLD_GLOBAL));
+    if (library == NULL)
+        return 2;
+    find_in(library, "Py_InitializeEx", &initialize);
+    find_in(library, "PyEval_SaveThread", &save);
+    find_in(library, "PyEval_RestoreThread", &restore);
+    find_in(library, "Py_FinalizeEx", &finalize);
     initialize(0);
     speech = read_voice(arguments[3]);
     pipeline = open_cpu(arguments[2]); /* this thread holds what Python's threads take turns with */
@@ -42,6 +46,6 @@ int main(int count, char **arguments)
     s2f_result_init(&result);
     EXPECT(S2F_BACKEND_FAILED, s2f_info(pipeline, &result));
     EXPECT(S2F_BACKEND_FAILED, s2f_close(pipeline));
-    EXPECT(S2F_BACKEND_FAILED, s2f_open(arguments[2], NULL, &another));
+    EXPECT(S2F_CLOSED, s2f_open(arguments[2], NULL, &another));
     return failures != 0;
 }

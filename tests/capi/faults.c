@@ -51,7 +51,7 @@ static void stream_calls(s2f_pipeline *pipeline, uint8_t *image)
         return;
     code = tell("push", s2f_stream_push(stream, speech.pcm, speech.frames));
     for (int i = 0; i < 1000 && code == S2F_OK && !fresh; i++) {
-        code = s2f_stream_poll(stream, image, 3072, NULL, &fresh, NULL);
+        code = s2f_stream_poll(stream, image, 3072, NULL, &fresh);
         nanosleep(&moment, NULL);
     }
     tell("poll", code);

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ def build_library(folder: Path, python: Path | str = sys.executable, cwd: Path =
     assert done.returncode == 0, done.stderr
     assert str(folder / "lib" / "libs2f.so") in done.stdout.split()
     return folder
+
+
+def make_environment(root: Path) -> tuple[Path, Path]:
+    """A virtual environment at `root` with all that this one has, as links, but this package; and its packages."""
+    venv.create(root, symlinks=True)
+    (packages,) = root.glob("lib/python*/site-packages")
+    for entry in Path(np.__file__).parents[1].iterdir():
+        if entry.suffix != ".pth" and not entry.name.startswith(("__", "runtime", "s2f_edge")):
+            (packages / entry.name).symlink_to(entry)
+    return root, packages
 
 
 def compile_program(name: str, library: Path, folder: Path, *flags: str) -> Path:

@@ -7,12 +7,17 @@
 
 #include <dlfcn.h>
 
-static inline void find_python(const char *name, void *pointer)
+static inline void find_in(void *library, const char *name, void *pointer)
 {
-    void *found = dlsym(RTLD_DEFAULT, name);
+    void *found = dlsym(library, name);
     if (found == NULL)
         exit(3);
     memcpy(pointer, &found, sizeof(found));
+}
+
+static inline void find_python(const char *name, void *pointer)
+{
+    find_in(RTLD_DEFAULT, name, pointer);
 }
 
 static inline void python(const char *code)

@@ -27,12 +27,14 @@ static void in_child(s2f_pipeline *pipeline, s2f_stream *stream)
 {
     s2f_pipeline *another;
     s2f_stream *branch;
+    s2f_stream_state state;
     s2f_result result;
     uint8_t image[3072];
     size_t needed;
     int32_t fresh;
     alarm(20); /* a call that hangs ends the child, and the test */
     s2f_result_init(&result);
+    s2f_stream_state_init(&state);
     CHECK(s2f_version()[0] != '\0' && s2f_strerror(42)[0] != '\0');
     EXPECT(S2F_BACKEND_FAILED, s2f_open(bundle, NULL, &another));
     EXPECT(S2F_BACKEND_FAILED, s2f_info(pipeline, &result));
@@ -41,7 +43,9 @@ static void in_child(s2f_pipeline *pipeline, s2f_stream *stream)
     EXPECT(S2F_BACKEND_FAILED, s2f_encode_png(pipeline, image, &result, NULL, 0, &needed));
     EXPECT(S2F_BACKEND_FAILED, s2f_stream_open(pipeline, NULL, &branch));
     EXPECT(S2F_BACKEND_FAILED, s2f_stream_push(stream, speech.pcm, 100));
-    EXPECT(S2F_BACKEND_FAILED, s2f_stream_poll(stream, image, 3072, NULL, &fresh, NULL));
+    EXPECT(S2F_BACKEND_FAILED, s2f_stream_poll(stream, image, 3072, NULL, &fresh));
+    EXPECT(S2F_BACKEND_FAILED, s2f_stream_info(stream, &state));
+    EXPECT(S2F_BACKEND_FAILED, s2f_stream_finish(stream, 0, image, 3072, NULL));
     EXPECT(S2F_BACKEND_FAILED, s2f_stream_close(stream));
     EXPECT(S2F_BACKEND_FAILED, s2f_close(pipeline));
     CHECK(strstr(s2f_last_error(), "fork") != NULL);
@@ -252,49 +256,6 @@ static void small_threads(void)
     EXPECT(S2F_OK, s2f_close(pipeline));
 }
 
-/* exit: the program ends and nothing is closed; from within a call, or beside calls of other threads. */
-
-static int32_t leave_now(int32_t done, int32_t total, void *user)
-{
-    (void)total;
-    (void)user;
-    if (done == 2)
-        exit(failures != 0);
-    return 0;
-}
-
-static void *draw_until_the_end(void *pipeline)
-{
-    uint8_t image[3072];
-    for (;;)
-        (void)s2f_generate(pipeline, speech.pcm, speech.frames, RATE, 1, NULL, image, 3072, NULL);
-    return NULL;
-}
-
-static void leaving_others(void)
-{
-    pthread_t thread;
-    s2f_pipeline *pipeline = open_cpu(bundle);
-    for (int i = 0; i < THREADS; i++)
-        pthread_create(&thread, NULL, draw_until_the_end, pipeline);
-    pause_ms(30);
-}
-
-static void leaving(int within)
-{
-    s2f_pipeline *pipeline = open_cpu(bundle);
-    s2f_stream *stream;
-    s2f_request request;
-    uint8_t image[3072];
-    EXPECT(S2F_OK, s2f_stream_open(pipeline, NULL, &stream));
-    EXPECT(S2F_OK, s2f_stream_push(stream, speech.pcm, speech.frames));
-    s2f_request_init(&request);
-    if (within)
-        request.progress = leave_now;
-    EXPECT(S2F_OK, s2f_generate(pipeline, speech.pcm, speech.frames, RATE, 1, &request, image, 3072, NULL));
-    CHECK(!within);
-}
-
 int main(int count, char **arguments)
 {
     if (count != 4)
@@ -311,10 +272,6 @@ int main(int count, char **arguments)
         opens();
     else if (strcmp(arguments[1], "thread") == 0)
         small_threads();
-    else if (strcmp(arguments[1], "exit-beside") == 0)
-        leaving_others();
-    else if (strcmp(arguments[1], "exit") == 0 || strcmp(arguments[1], "exit-within") == 0)
-        leaving(arguments[1][4] != '\0');
     else
         return 2;
     return failures != 0;

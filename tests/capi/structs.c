@@ -20,8 +20,10 @@ static void show(void)
     WHOLE(s2f_stream_options), SHOW(s2f_stream_options, struct_size), SHOW(s2f_stream_options, sample_rate);
     SHOW(s2f_stream_options, channels), SHOW(s2f_stream_options, seed), SHOW(s2f_stream_options, steps);
     SHOW(s2f_stream_options, guidance), SHOW(s2f_stream_options, prior_weight);
-    SHOW(s2f_stream_options, max_backlog_s);
-    SHOW(s2f_stream_options, vad);
+    SHOW(s2f_stream_options, max_backlog_s), SHOW(s2f_stream_options, vad);
+    WHOLE(s2f_stream_state), SHOW(s2f_stream_state, struct_size), SHOW(s2f_stream_state, heard_s);
+    SHOW(s2f_stream_state, speech_s), SHOW(s2f_stream_state, dropped_s), SHOW(s2f_stream_state, portrait_s);
+    SHOW(s2f_stream_state, first_portrait_s), SHOW(s2f_stream_state, first_portrait_ms);
 }
 
 /* What a program of a later release would hand over. */
@@ -62,7 +64,7 @@ static s2f_pipeline *open_with(const char *bundle, size_t size)
 
 static void requests(s2f_pipeline *pipeline, voice speech)
 {
-    const size_t sizes[] = {UNTIL(s2f_request, seed), UNTIL(s2f_request, steps), UNTIL(s2f_request, window) - 1,
+    const size_t sizes[] = {UNTIL(s2f_request, seed), UNTIL(s2f_request, guidance), offsetof(s2f_request, window),
                             sizeof(s2f_request), sizeof(later)};
     uint8_t image[32 * 32 * 3];
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
@@ -82,8 +84,8 @@ static void requests(s2f_pipeline *pipeline, voice speech)
 
 static void results(s2f_pipeline *pipeline, voice speech)
 {
-    const size_t sizes[] = {sizeof(size_t), UNTIL(s2f_result, width), UNTIL(s2f_result, bytes_needed),
-                            UNTIL(s2f_result, seed) - 3, UNTIL(s2f_result, steps), sizeof(s2f_result), sizeof(later)};
+    const size_t sizes[] = {sizeof(size_t), UNTIL(s2f_result, height), UNTIL(s2f_result, bytes_needed),
+                            UNTIL(s2f_result, seed), UNTIL(s2f_result, guidance), sizeof(s2f_result), sizeof(later)};
     uint8_t image[32 * 32 * 3];
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         const size_t size = sizes[i];
@@ -103,7 +105,7 @@ static void results(s2f_pipeline *pipeline, voice speech)
 /* An older program's array of results has shorter steps. */
 static void older_batch(s2f_pipeline *pipeline, voice speech)
 {
-    enum { STEP = UNTIL(s2f_result, steps) + 4, PORTRAITS = 3 };
+    enum { STEP = UNTIL(s2f_result, guidance), PORTRAITS = 3 };
     static uint64_t memory[(STEP * PORTRAITS + 64) / 8];
     static uint8_t images[PORTRAITS * 32 * 32 * 3];
     const float *pcm[PORTRAITS] = {speech.pcm, speech.pcm, speech.pcm};
@@ -134,7 +136,7 @@ int main(int count, char **arguments)
     speech = read_voice(arguments[2]);
     EXPECT(S2F_OK, s2f_close(open_with(arguments[1], sizeof(size_t))));
     EXPECT(S2F_OK, s2f_close(open_with(arguments[1], UNTIL(s2f_options, device))));
-    EXPECT(S2F_OK, s2f_close(open_with(arguments[1], UNTIL(s2f_options, threads) + 2)));
+    EXPECT(S2F_OK, s2f_close(open_with(arguments[1], UNTIL(s2f_options, threads) + 4)));
     pipeline = open_with(arguments[1], sizeof(later));
     requests(pipeline, speech);
     results(pipeline, speech);

@@ -154,7 +154,7 @@ static int32_t call_back(int32_t done, int32_t total, void *user)
     EXPECT(S2F_OK, s2f_info(pipeline, &result));
     EXPECT(S2F_OK, s2f_encode_png(pipeline, other, &result, NULL, 0, &needed));
     EXPECT(S2F_OK, s2f_stream_push(stream, speech.pcm, 100));
-    EXPECT(S2F_OK, s2f_stream_poll(stream, other, sizeof(other), &result, &fresh, NULL));
+    EXPECT(S2F_OK, s2f_stream_poll(stream, other, sizeof(other), &result, &fresh));
     EXPECT(S2F_OK, s2f_generate(another, speech.pcm, speech.frames, RATE, 1, NULL, other, sizeof(other), &result));
     EXPECT(S2F_INVALID_ARGUMENT, s2f_info(NULL, &result)); /* a failure in here is none of the call outside */
     return 0;
