@@ -28,24 +28,24 @@ def trials(bundle: Bundle, batches: Sequence[int], tell: Tell) -> Trials:
     CPU; None, and the reason told, where it is not installed.
     """
     manifest = bundle.manifest
-    works = [_work(bundle, steps) for steps in manifest.step_tables]
-    works += [_work(bundle, manifest.default_steps, batch) for batch in batches if batch > 1]
+    works = [work(bundle, steps) for steps in manifest.step_tables]
+    works += [work(bundle, manifest.default_steps, batch) for batch in batches if batch > 1]
     try:
         from runtime.backends.ort import OrtSession
 
         executor = StepwiseExecutor(bundle, OrtSession, Settings("cpu", usable_cores()))
     except S2FError as reason:
         tell(f"not compared with the CPU: {reason}")
-        return [(work, None) for work in works]
+        return [(one, None) for one in works]
     with contextlib.closing(executor):
-        return [(work, executor.paint(work, Clock())) for work in works]
+        return [(one, draw(executor, one)) for one in works]
 
 
 def try_out(name: str, executor: Executor, wanted: Trials, tell: Tell) -> None:
     """Draw the trials and hold them against the CPU's portraits. Raises BackendFailed where they are others."""
     alike: list[float] = []
-    for work, references in wanted:
-        drawn = executor.paint(work, Clock())
+    for one, references in wanted:
+        drawn = draw(executor, one)
         alike += [psnr(*pair) for pair in zip(drawn, references or (), strict=references is not None)]
     if not alike:
         return
@@ -61,19 +61,24 @@ def try_out(name: str, executor: Executor, wanted: Trials, tell: Tell) -> None:
 
 def is_no_slower(bundle: Bundle, fused: Executor, chained: Executor, steps: int, tell: Tell) -> bool:
     """Whether one graph draws a portrait as fast as the stages do, or faster: medians of runs taken in turn."""
-    work = _work(bundle, steps)
+    task = work(bundle, steps)
     spent: dict[Executor, list[float]] = {fused: [], chained: []}
     for _ in range(RUNS):
         for executor, times in spent.items():
             begin = time.perf_counter()
-            executor.paint(work, Clock())
+            draw(executor, task)
             times.append((time.perf_counter() - begin) * 1e3)
     one, three = statistics.median(spent[fused]), statistics.median(spent[chained])
     tell(f"{steps} steps: {one:.2f} ms as one graph, {three:.2f} ms as a chain of stages")
     return one <= three
 
 
-def _work(bundle: Bundle, steps: int, batch: int = 1) -> Work:
+def draw(executor: Executor, task: Work) -> list[Image]:
+    """The portraits of a work."""
+    return executor.paint(task, Clock())
+
+
+def work(bundle: Bundle, steps: int, batch: int = 1) -> Work:
     """A synthetic voice with as many seeds, all options at their defaults."""
     manifest = bundle.manifest
     options = {"guidance": manifest.guidance.default, "prior_weight": manifest.prior.weight}

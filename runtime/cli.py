@@ -82,7 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     prepare = add("prepare", _prepare, "make ready what a device needs before it draws, such as TensorRT's engines")
     prepare.epilog = (
         "tensorrt: builds the engines for this GPU, which takes a while; generate never builds. cuda: makes a fused "
-        "graph in half precision, used if it is faster here. What is made lies in the user's cache, or in the folder "
+        "graph in half precision, used if it is faster here. openvino: compiles the graphs and measures them beside "
+        "ONNX Runtime; auto takes the faster from then on. What is made lies in the user's cache, or in the folder "
         f"S2F_CACHE, and serves from then on. With auto it is enough that one device can be prepared. {EXIT}"
     )
     info = add("info", _info, "show what a bundle is")
@@ -93,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         made.add_argument("bundle", nargs="?", metavar="BUNDLE", help="folder of the bundle; default: the shipped demo")
     for made in (info, doctor):
         made.add_argument("--json", action="store_true", help="print JSON")
-    prepare.add_argument("--device", default="auto", help="auto (default): whatever works here; or cpu, cuda, tensorrt")
+    prepare.add_argument("--device", default="auto", help="auto (default): whatever works here; or one device")
     for made in (verify, bench):
         _add_device(made)
     bench.add_argument("--json", metavar="OUT", help="also write the report with its raw values to this file")
@@ -124,7 +125,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--device", default="auto", help="auto (default), cpu, cuda or tensorrt; s2f doctor says which work"
+        "--device",
+        default="auto",
+        help="auto (default), cpu, openvino, cuda or tensorrt; s2f doctor says which work",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: the physical cores usable here")
 
@@ -225,6 +228,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from .bundle import read_manifest
+    from .cache import Cache, Refused
+    from .comparison import read_comparison
     from .pipeline import shipped_bundle
 
     manifest, identity = read_manifest(arguments.bundle or shipped_bundle())
@@ -248,6 +253,9 @@ def _info(arguments: argparse.Namespace) -> int:
         "licence": manifest.licence,
         "trained on": manifest.training_data,
     }
+    with contextlib.suppress(Refused):  # which the doctor and "auto" tell of
+        measured = read_comparison(Cache.default(), manifest)
+        facts.update({"openvino": f"{measured} to ONNX Runtime, measured here"} if measured else {})
     sys.stdout.write("".join(f"{key:10} {value}\n" for key, value in facts.items()))
     return 0
 

@@ -7,14 +7,14 @@ import platform
 from importlib import metadata
 
 from . import __version__
-from .backends import PREFERENCE, Device, available, is_ready
+from .backends import PREFERENCE, Device, available, is_preferred, is_ready, openvino_standing
 from .bundle import Manifest, read_manifest
 from .errors import S2FError
 from .machine import cpu_flags, cpu_model, load_average, usable_cores
 from .pipeline import shipped_bundle
 
 PACKAGES = (
-    *("numpy", "soundfile", "soxr", "pillow", "onnxruntime", "onnxruntime-gpu"),
+    *("numpy", "soundfile", "soxr", "pillow", "onnxruntime", "onnxruntime-gpu", "openvino"),
     *("tensorrt", "tensorrt-lean", "pycuda", "cuda-bindings", "onnx"),
 )
 
@@ -22,7 +22,8 @@ PACKAGES = (
 @dataclasses.dataclass(frozen=True)
 class Report:
     """`chosen` is what device="auto" takes for the shipped bundle, None if nothing works; `bundle` names the shipped
-    bundle or its problem. `unprepared`: devices that work, but want `s2f prepare` before they draw it.
+    bundle or its problem. `unprepared`: devices that work, but want `s2f prepare` before they draw it. `openvino`: what
+    was measured of it for that bundle, empty where it does not work.
     """
 
     version: str
@@ -35,6 +36,7 @@ class Report:
     packages: dict[str, str | None]
     devices: list[Device]
     unprepared: list[str]
+    openvino: str
     chosen: str | None
     bundle: str
     bundle_usable: bool
@@ -62,7 +64,8 @@ def examine() -> Report:
         packages=package_versions(),
         devices=devices,
         unprepared=[name for name in usable if name not in ready],
-        chosen=next((name for name in PREFERENCE if name in ready), None),
+        openvino=openvino_standing(manifest) if "openvino" in usable and manifest is not None else "",
+        chosen=next((name for name in PREFERENCE if name in ready and is_preferred(name, manifest)), None),
         bundle=bundle,
         bundle_usable=manifest is not None,
     )
@@ -101,6 +104,8 @@ def to_text(report: Report) -> str:
             if device.name in report.unprepared:
                 note = f"works; before it draws the shipped bundle: s2f prepare --device {device.name}"
             lines.append(f"  {device.name:8} {device.backend}: {note}")
+            if device.name == "openvino":
+                lines.append(f"           {report.openvino}")
         else:
             lines.append(f"  {device.name:8} {device.backend}: not usable. {device.reason}")
             lines.append(f"           to change that: {device.cure}")

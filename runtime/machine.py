@@ -6,6 +6,7 @@ nor `os.cpu_count` looks at the quota.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from pathlib import Path
@@ -94,6 +95,8 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _cpuinfo() -> list[tuple[str, str]]:
+@functools.cache
+def _cpuinfo() -> tuple[tuple[str, str], ...]:
+    """Read once: on a machine of many cores the system takes its time over it."""
     pairs = (line.partition(":") for line in _read(Path("/proc/cpuinfo")).splitlines())
-    return [(key.strip(), value.strip()) for key, _, value in pairs]
+    return tuple((key.strip(), value.strip()) for key, _, value in pairs)

@@ -45,7 +45,8 @@ END_SECONDS = 3.0
 def load(bundle: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Pipeline:
     """Read, verify and open a bundle; None is the demo bundle that ships with the package.
 
-    `device`: "cpu", "cuda", "tensorrt" (after `s2f prepare`) or "auto": the best that works, `s2f doctor` tells.
+    `device`: "cpu", "openvino", "cuda", "tensorrt" (after `s2f prepare`) or "auto": the best that works, `s2f doctor`
+    tells; openvino is the best only where `s2f prepare` has measured it here.
     `threads`: CPU threads per graph; None takes the physical cores this process may use; give 1 on a machine that is
     busy with other things. Raises the BundleXxx errors, BackendMissing, DeviceUnavailable, NotPrepared, BackendFailed,
     DeviceOutOfMemory, InvalidArgument.

@@ -63,7 +63,7 @@ def test_no_bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pyte
 def test_this_machine() -> None:
     report = doctor.examine()
     assert report.threads >= 1
-    assert {device.name for device in report.devices} == {"cpu", "cuda", "tensorrt"}
+    assert {device.name for device in report.devices} == {"cpu", "openvino", "cuda", "tensorrt"}
     assert all(device.usable or (device.reason and device.cure) for device in report.devices)
 
 

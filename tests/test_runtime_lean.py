@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from tiny_bundle import write_tiny_bundle
 import runtime
 
 ROOT = Path(__file__).parent.parent
-BACKENDS = {"onnxruntime", "tensorrt", "pycuda", "cuda"}
+BACKENDS = {"onnxruntime", "openvino", "tensorrt", "pycuda", "cuda"}
 ALLOWED = {"numpy", "platformdirs", "soundfile", "soxr", "PIL", "cffi", "_s2f_native", *BACKENDS}
 FORBIDDEN = (
     *(
@@ -54,15 +55,25 @@ def test_the_blocker_blocks() -> None:
         run("import onnx")
 
 
-def test_nothing_is_written_or_reported_by_a_backend(tmp_path: Path) -> None:
-    """ONNX Runtime 1.32 would leave an identifier in the user's folders, and send it."""
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_nothing_is_written_or_reported_by_a_backend(device: str, tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 and OpenVINO would leave an identifier in the user's folders, and send it."""
+    if device == "openvino" and importlib.util.find_spec(device) is None:
+        pytest.skip("OpenVINO is not installed")
     home = tmp_path / "home"
     home.mkdir()
     write_tiny_bundle(tmp_path / "tiny")
-    code = "import sys, runtime; runtime.load(sys.argv[1]).close()"
-    known = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
-    command = [sys.executable, "-c", code, str(tmp_path / "tiny")]
-    subprocess.run(command, cwd=ROOT, check=True, env={**known, "HOME": str(home), "TMPDIR": str(home)})
+    code = """
+import sys
+sys.addaudithook(lambda event, _: event.startswith("socket.") and print(event))
+import runtime
+runtime.load(sys.argv[1], device=sys.argv[2]).close()
+"""
+    known = {n: value for n, value in os.environ.items() if not n.startswith(("XDG_", "ORT_", "S2F_", "CI"))}
+    command = [sys.executable, "-c", code, str(tmp_path / "tiny"), device]
+    environment = {**known, "HOME": str(home), "TMPDIR": str(home)}
+    done = subprocess.run(command, cwd=ROOT, check=True, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
     assert not list(home.rglob("*"))
 
 

@@ -317,7 +317,7 @@ def test_load_says_what_it_uses(bundle: Path) -> None:
 
 def test_unknown_device(bundle: Path) -> None:
     for device in ("npu", "", "CPU", 3):
-        with pytest.raises(DeviceUnavailable, match="auto, cpu, cuda"):
+        with pytest.raises(DeviceUnavailable, match="auto, cpu, openvino, cuda"):
             runtime.load(bundle, device=device)  # type: ignore[arg-type]
 
 

@@ -79,7 +79,7 @@ def test_a_device_asked_for_is_prepared_or_an_error(monkeypatch: pytest.MonkeyPa
     offer(monkeypatch)
     with pytest.raises(BackendMissing):
         prepare(bundle, "tensorrt", lambda _: None)
-    with pytest.raises(DeviceUnavailable, match="auto, cpu, cuda, tensorrt"):
+    with pytest.raises(DeviceUnavailable, match="auto, cpu, openvino, cuda, tensorrt"):
         prepare(bundle, "npu", lambda _: None)
 
 

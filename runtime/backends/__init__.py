@@ -11,10 +11,22 @@ if TYPE_CHECKING:
     from ..bundle import Bundle, Manifest
     from ..executor import Executor
 
-DEVICES = ("cpu", "cuda", "tensorrt")
-PREFERENCE = ("tensorrt", "cuda", "cpu")
+DEVICES = ("cpu", "openvino", "cuda", "tensorrt")
+PREFERENCE = ("tensorrt", "cuda", "openvino", "cpu")
 
-__all__ = ["DEVICES", "PREFERENCE", "Device", "Session", "Settings", "available", "is_ready", "open_executor", "select"]
+__all__ = [
+    "DEVICES",
+    "PREFERENCE",
+    "Device",
+    "Session",
+    "Settings",
+    "available",
+    "is_preferred",
+    "is_ready",
+    "open_executor",
+    "openvino_standing",
+    "select",
+]
 
 
 def available() -> list[Device]:
@@ -28,9 +40,10 @@ def available() -> list[Device]:
 def select(device: str = "auto", manifest: Manifest | None = None) -> str:
     """The device to use: the one asked for, or with "auto" the first of PREFERENCE that works.
 
-    "auto" takes tensorrt only where engines are prepared for the bundle of `manifest`. Raises DeviceUnavailable for an
-    unknown name or a device that does not work here, BackendMissing where the package is not installed. A device that
-    was asked for is never replaced by another.
+    "auto" takes tensorrt only where engines are prepared for the bundle of `manifest`, and openvino only where `s2f
+    prepare` found it faster than cpu for it. Raises DeviceUnavailable for an unknown name or a device that does not
+    work here, BackendMissing where the package is not installed. A device that was asked for is never replaced by
+    another.
     """
     if device in DEVICES:
         _require(device)
@@ -41,7 +54,7 @@ def select(device: str = "auto", manifest: Manifest | None = None) -> str:
             f"Unknown device {str(device)[:40]!r}. Choose one of {known}; `s2f doctor` says which work."
         )
     for name in PREFERENCE[:-1]:
-        if _probe(name).usable and is_ready(name, manifest):
+        if is_preferred(name, manifest) and _probe(name).usable:
             return name
     _require(PREFERENCE[-1])
     return PREFERENCE[-1]
@@ -54,6 +67,22 @@ def is_ready(device: str, manifest: Manifest | None) -> bool:
     from . import tensorrt
 
     return manifest is not None and tensorrt.is_prepared(manifest)
+
+
+def is_preferred(device: str, manifest: Manifest | None) -> bool:
+    """Whether "auto" takes a device that works here for a bundle, if it comes to it in the order of PREFERENCE."""
+    if device != "openvino":
+        return is_ready(device, manifest)
+    from . import openvino
+
+    return manifest is not None and openvino.is_faster(manifest)
+
+
+def openvino_standing(manifest: Manifest) -> str:
+    """What `s2f prepare` measured here of OpenVINO with a bundle, or why that does not hold, for a reader."""
+    from . import openvino
+
+    return openvino.standing(manifest)
 
 
 def open_executor(bundle: Bundle, settings: Settings) -> Executor:
@@ -69,6 +98,11 @@ def open_executor(bundle: Bundle, settings: Settings) -> Executor:
 
         return OrtExecutor(bundle, settings)
     from ..executor import StepwiseExecutor
+
+    if settings.device == "openvino":
+        from .openvino import OpenVinoSession, settled
+
+        return StepwiseExecutor(bundle, OpenVinoSession, settled(settings, bundle.manifest))
     from .ort import OrtSession
 
     return StepwiseExecutor(bundle, OrtSession, settings)
@@ -79,6 +113,10 @@ def _require(device: str) -> None:
         from . import tensorrt
 
         tensorrt.require()
+    elif device == "openvino":
+        from . import openvino
+
+        openvino.require()
     else:
         from . import ort
 
@@ -86,6 +124,8 @@ def _require(device: str) -> None:
 
 
 def _probe(device: str) -> Device:
-    from . import ort, tensorrt
+    from . import openvino, ort, tensorrt
 
+    if device == "openvino":
+        return openvino.probe()
     return tensorrt.probe() if device == "tensorrt" else ort.probe(device)

@@ -42,10 +42,14 @@ Arrays: TypeAlias = "Mapping[str, Tensor]"
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a graph is to be run: `device` is a name the backend serves, `threads` the cores it may use (≥ 1)."""
+    """How a graph is to be run: `device` is a name the backend serves, `threads` the cores it may use (≥ 1).
+
+    `precision`: of the arithmetic, for OpenVINO alone; empty is its own choice. Elsewhere it is in the graph.
+    """
 
     device: str
     threads: int
+    precision: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)":
 # HEURISTIC: cuDNN's search by timing may pick another algorithm, so other bytes, in each process.
 _OPTIONS: dict[str, dict[str, str]] = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}}
 # One Neg node, float32 [1], opset 17: enough to learn whether a provider starts.
-_PROBE = bytes.fromhex(
+PROBE = bytes.fromhex(
     "08083a320a0b0a017812017922034e65671201705a0f0a0178120a0a08080112040a02080162"
     "0f0a0179120a0a08080112040a02080142040a001011"
 )
@@ -108,7 +108,7 @@ def probe(device: str) -> Device:
     """Whether a graph opens on `device` here; never raises for what is missing."""
     try:
         require(device)
-        open_session(_PROBE, Settings(device, 1), "a test graph")
+        open_session(PROBE, Settings(device, 1), "a test graph")
     except S2FError as error:
         reason, _, cure = str(error).partition(" Run: ")
         logger.info("device %s: %s", device, error)

@@ -116,7 +116,8 @@ typedef void (*s2f_log_fn)(int32_t level, const char *message, void *user);
 /* How to open a bundle. */
 typedef struct s2f_options {
     size_t struct_size;
-    const char *device; /* "cpu", "cuda", "tensorrt" (after `s2f prepare`) or "auto": the best that works; NULL: auto */
+    const char *device; /* "cpu", "openvino", "cuda", "tensorrt" (after `s2f prepare`) or "auto": the best that works,
+                         * openvino only where `s2f prepare` has measured that it is; NULL: auto */
     int32_t threads;    /* CPU threads per graph, 1..256; 0: the physical cores this process may use */
     s2f_log_fn log;     /* NULL: no messages */
     void *log_user;     /* handed to log */

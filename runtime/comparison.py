@@ -1,0 +1,79 @@
+"""What `s2f prepare` measured: OpenVINO beside ONNX Runtime, for one bundle on one processor.
+
+Which of the two is faster depends on processor, bundle and releases, so "auto" takes OpenVINO only where this record
+says that it draws the same portraits sooner. It names what it was measured with, and holds for nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from .bundle import Manifest
+from .cache import Cache, Refused
+from .engines import RECORDS
+from .machine import cpu_flags, cpu_model
+
+ENOUGH_DB = 40.0
+"""PSNR to ONNX Runtime's portraits in float32 that OpenVINO's must have."""
+
+GAIN = 0.95
+"""OpenVINO is taken where it needs at most this part of ONNX Runtime's time: less is within what a machine wavers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """`precision`: OpenVINO's that was found best, "f32" or "bf16". `psnr`: dB, the lowest of several seeds at the
+    default steps. `milliseconds`: of a portrait, by number of threads: (OpenVINO's, ONNX Runtime's). `place`: what it
+    was measured with, by name.
+    """
+
+    precision: str
+    psnr: float
+    milliseconds: Mapping[int, tuple[float, float]]
+    place: Mapping[str, str]
+
+    @property
+    def wins(self) -> bool:
+        """Whether OpenVINO draws the same, and faster with every number of threads that was tried."""
+        faster = all(ours <= GAIN * theirs for ours, theirs in self.milliseconds.values())
+        return bool(self.milliseconds) and faster and self.psnr >= ENOUGH_DB
+
+    def __str__(self) -> str:
+        times = ", ".join(
+            f"{ours:.1f} ms against {theirs:.1f} ms with {threads} thread{'s' if threads > 1 else ''}"
+            for threads, (ours, theirs) in sorted(self.milliseconds.items())
+        )
+        return f"{self.precision}, {times}; PSNR {self.psnr:.1f} dB"
+
+
+def comparison_key(manifest: Manifest) -> dict[str, Any]:
+    """The cache key: bundle and processor. Releases are in the record, so that one can say what has changed."""
+    return {
+        "compared": ["openvino", "onnxruntime"],
+        "cpu": cpu_model(),
+        "flags": cpu_flags(),
+        "sources": {name: stage.sha256 for name, stage in manifest.stages.items()},
+        "steps": manifest.default_steps,
+    }
+
+
+def read_comparison(cache: Cache, manifest: Manifest) -> Comparison | None:
+    """The record of a bundle on this processor, None where there is none. Raises Refused."""
+    data = cache.read(RECORDS, comparison_key(manifest))
+    if data is None:
+        return None
+    try:
+        value = json.loads(data)
+        times = {int(n): (float(ours), float(theirs)) for n, (ours, theirs) in value["milliseconds"].items()}
+        place = {str(name): str(text) for name, text in value["place"].items()}
+        return Comparison(str(value["precision"]), float(value["psnr"]), times, place)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"the record of what was measured is not readable ({type(error).__name__})") from None
+
+
+def write_comparison(cache: Cache, manifest: Manifest, comparison: Comparison) -> None:
+    """Remember a comparison. Raises OutputUnwritable."""
+    cache.write(RECORDS, comparison_key(manifest), json.dumps(dataclasses.asdict(comparison), sort_keys=True).encode())

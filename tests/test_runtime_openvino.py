@@ -1,0 +1,511 @@
+"""OpenVINO: the real one behind the session, what `s2f prepare` measures and keeps, and when "auto" takes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bundle import DIFFUSION, SHORTCUT, Arm, write_tiny_bundle
+
+import runtime
+from export import openvino as prepares
+from runtime.backends import Settings, available, openvino, select
+from runtime.bench import synthetic_speech
+from runtime.bundle import Bundle, TensorSpec, read_bundle
+from runtime.cache import Cache
+from runtime.cli import main
+from runtime.comparison import ENOUGH_DB, Comparison, comparison_key, read_comparison, write_comparison
+from runtime.engines import ENGINES, RECORDS
+from runtime.errors import BackendFailed, BackendMissing, BundleInvalid, Closed, DeviceOutOfMemory, OutputUnwritable
+from runtime.pipeline import Pipeline, shipped_bundle
+from runtime.portrait import psnr
+
+VOICE = (synthetic_speech(), 16000)
+F32 = Settings("openvino", 1, "f32")
+NOTHING: Any = lambda _: None  # noqa: E731
+here = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cache:
+    monkeypatch.setenv("S2F_CACHE", str(tmp_path / "cache"))
+    return Cache.default()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return read_bundle(write_tiny_bundle(tmp_path / "tiny", arm=SHORTCUT))
+
+
+def session(bundle: Bundle, stage: str, settings: Settings = F32) -> openvino.OpenVinoSession:
+    spec = bundle.manifest.stages[stage]
+    return openvino.OpenVinoSession(stage, bundle.files[stage], spec.inputs, spec.outputs, settings)
+
+
+def unet_feeds(batch: int) -> dict[str, Any]:
+    rng = np.random.default_rng(batch)
+    return {
+        "latent": rng.standard_normal((batch, 4, 4, 4)).astype(np.float32),
+        "condition": rng.standard_normal((batch, 2, 4)).astype(np.float32),
+        "step": np.array([1], np.int64),
+        "prior_weight": np.array([0.01], np.float32),
+    }
+
+
+def a_comparison(**changes: Any) -> Comparison:
+    found = Comparison("f32", 60.0, {1: (10.0, 20.0), 2: (5.0, 9.0)}, openvino.place_here())
+    return dataclasses.replace(found, **changes)
+
+
+class Stopwatch:
+    """A clock on which each arm's portraits take the seconds it is given: arms in turn, `CALLS` portraits of each."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds, self.reads, self.now = seconds, 0, 0.0
+
+    def __call__(self) -> float:
+        portrait, end = divmod(self.reads, 2)
+        self.now += self.seconds[portrait // prepares.CALLS % len(self.seconds)] if end else 0.0
+        self.reads += 1
+        return self.now
+
+
+@here
+@pytest.mark.parametrize("arm", [SHORTCUT, DIFFUSION], ids=["shortcut", "diffusion"])
+def test_it_draws_what_onnx_runtime_draws(arm: Arm, tmp_path: Path) -> None:
+    bundle = read_bundle(write_tiny_bundle(tmp_path / "tiny", arm=arm))
+    with Pipeline(bundle, Settings("openvino", 2)) as ours, Pipeline(bundle, Settings("cpu", 2)) as theirs:
+        for steps in bundle.manifest.step_tables:
+            assert psnr(ours.generate(VOICE, steps=steps).image, theirs.generate(VOICE, steps=steps).image) > ENOUGH_DB
+
+
+@here
+@pytest.mark.parametrize(("precision", "least"), [("bf16", ENOUGH_DB), ("f32", 70.0)])
+def test_the_shipped_bundle(precision: str, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if precision not in openvino.precisions_here():
+        pytest.skip("this processor does not compute in bf16")
+    monkeypatch.setattr(openvino, "precision_here", lambda: precision)
+    bundle = read_bundle(shipped_bundle())
+    with Pipeline(bundle, Settings("openvino", 1)) as ours, Pipeline(bundle, Settings("cpu", 1)) as theirs:
+        pairs = [(ours.generate(VOICE, seed=seed).image, theirs.generate(VOICE, seed=seed).image) for seed in range(3)]
+        assert min(psnr(*pair) for pair in pairs) >= least
+
+
+@here
+def test_the_same_seed_gives_the_same_bytes(bundle: Bundle) -> None:
+    drawn = []
+    for _ in range(2):
+        with runtime.load(bundle.path, device="openvino", threads=2) as pipeline:
+            drawn += [pipeline.generate(VOICE, seed=5).image.tobytes() for _ in range(2)]
+    assert len(set(drawn)) == 1
+
+
+@here
+def test_a_batch_is_its_items(bundle: Bundle) -> None:
+    feeds, unet = unet_feeds(3), session(bundle, "unet")
+    together = unet.run(feeds)["latent_next"]
+    for i in range(3):
+        one = {name: value[i : i + 1] if len(value) == 3 else value for name, value in feeds.items()}
+        np.testing.assert_array_equal(unet.run(one)["latent_next"], together[i : i + 1])
+
+
+@here
+def test_what_was_returned_is_not_written_over(bundle: Bundle) -> None:
+    unet = session(bundle, "unet")
+    first = unet.run(unet_feeds(1))["latent_next"]
+    kept = np.array(first)
+    unet.run({**unet_feeds(1), "step": np.array([2], np.int64)})
+    np.testing.assert_array_equal(first, kept)
+
+
+@here
+def test_nan_is_found(bundle: Bundle) -> None:
+    feeds = unet_feeds(1)
+    feeds["latent"][0, 0, 0, 0] = np.nan
+    with pytest.raises(BackendFailed, match="latent_next holds NaN"):
+        session(bundle, "unet").run(feeds)
+
+
+@here
+def test_a_closed_session(bundle: Bundle) -> None:
+    unet = session(bundle, "unet")
+    unet.close()
+    unet.close()
+    with pytest.raises(Closed):
+        unet.run(unet_feeds(1))
+
+
+@here
+@pytest.mark.parametrize("data", [b"not a model", b"", None], ids=["text", "empty", "half"])
+def test_a_graph_that_is_none(data: bytes | None, bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    data = bundle.files["unet"][:200] if data is None else data
+    with pytest.raises(BackendFailed, match=r"cannot open the unet graph: (?!Exception from)"):
+        openvino.OpenVinoSession("unet", data, (), (), F32)
+    assert capfd.readouterr() == ("", "")
+
+
+@here
+@pytest.mark.parametrize("change", [{"dtype": "int64"}, {"name": "latents"}, {"shape": ("batch", 4, 4, 5)}])
+def test_a_graph_unlike_its_manifest(change: dict[str, Any], bundle: Bundle) -> None:
+    spec = bundle.manifest.stages["decoder"]
+    tensor: TensorSpec = dataclasses.replace(spec.inputs[0], **change)
+    with pytest.raises(BundleInvalid, match="inputs of the decoder"):
+        openvino.OpenVinoSession("decoder", bundle.files["decoder"], (tensor,), spec.outputs, F32)
+
+
+@here
+def test_settings_are_explicit(bundle: Bundle) -> None:
+    compiled = session(bundle, "unet", Settings("openvino", 2, "f32"))._compiled
+    for name, value in {"INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}.items():
+        assert compiled.get_property(name) == value
+    assert "LATENCY" in str(compiled.get_property("PERFORMANCE_HINT"))
+    assert "float32" in str(compiled.get_property("INFERENCE_PRECISION_HINT"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "precisions"),
+    [
+        (["avx2", "fma"], ("f32",)),
+        (["avx512f", "avx512_vnni"], ("f32",)),
+        (["avx512f", "avx512_bf16"], ("bf16", "f32")),
+        (["amx_tile", "amx_bf16"], ("bf16", "f32")),
+        ([], ("f32",)),
+    ],
+)
+def test_precision_is_what_the_processor_computes_in(
+    flags: list[str], precisions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "cpu_flags", lambda: flags)
+    assert openvino.precisions_here() == precisions
+
+
+@here
+def test_idle_threads_sleep_and_nothing_is_printed(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two milliseconds after a call are OpenVINO's own; after them nothing."""
+    used = []
+    with runtime.load(bundle.path, device="openvino", threads=2) as pipeline:
+        for _ in range(3):
+            pipeline.generate(VOICE)
+            time.sleep(0.05)
+            begin = time.process_time()
+            time.sleep(0.1)
+            used.append(time.process_time() - begin)
+    assert min(used) < 0.002
+    assert capfd.readouterr() == ("", "")
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else real(name, *a))
+
+
+def test_openvino_not_installed(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    hide(monkeypatch, "openvino")
+    with pytest.raises(BackendMissing, match=r"OpenVINO is not installed.*s2f-edge\[openvino\]"):
+        runtime.load(bundle.path, device="openvino")
+    found = {device.name: device for device in available()}["openvino"]
+    assert (found.usable, found.reason) == (False, "OpenVINO is not installed, the device 'openvino' needs it.")
+    assert "s2f-edge[openvino]" in found.cure
+    assert select("auto", bundle.manifest) != "openvino"
+
+
+def test_a_damaged_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", ModuleType("openvino"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: object())
+    with pytest.raises(BackendMissing, match="damaged"):
+        select("openvino")
+
+
+def test_telemetry_is_kept_out_only_while_openvino_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, openvino.TELEMETRY, raising=False)
+    with openvino._without_telemetry(), pytest.raises(ImportError):
+        importlib.import_module(openvino.TELEMETRY)
+    assert openvino.TELEMETRY not in sys.modules
+    theirs = ModuleType(openvino.TELEMETRY)
+    monkeypatch.setitem(sys.modules, openvino.TELEMETRY, theirs)
+    with openvino._without_telemetry():
+        assert sys.modules[openvino.TELEMETRY] is theirs
+    assert sys.modules[openvino.TELEMETRY] is theirs
+
+
+def test_a_lack_of_memory_is_told_apart() -> None:
+    with pytest.raises(DeviceOutOfMemory, match="x: "), openvino.translated("x"):
+        raise MemoryError("std::bad_alloc")
+    with pytest.raises(BackendFailed, match=r"^x: Shape differs at last\.$"), openvino.translated("x"):
+        raise RuntimeError(
+            "Exception from src/core.cpp:1:\nException from src/plugin.cpp:2:\nShape differs\nat last\n\n"
+        )
+
+
+# What was compiled
+
+
+@pytest.fixture
+def compiling(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is compiled from now on, rather than read."""
+    seen: list[str] = []
+    real = openvino.compile_graph
+    monkeypatch.setattr(
+        openvino, "compile_graph", lambda data, settings, what: (seen.append(what), real(data, settings, what))[1]
+    )
+    return seen
+
+
+@here
+def test_a_compiled_graph_is_read_again(bundle: Bundle, cache: Cache, compiling: list[str]) -> None:
+    wanted = session(bundle, "unet").run(unet_feeds(2))["latent_next"]
+    assert openvino.keep(bundle.files["unet"], F32, cache, "the unet graph") > 1000
+    compiling.clear()
+    again = session(bundle, "unet")
+    assert compiling == []
+    np.testing.assert_array_equal(again.run(unet_feeds(2))["latent_next"], wanted)
+
+
+@here
+@pytest.mark.parametrize("other", [Settings("openvino", 2, "f32"), Settings("openvino", 1, "bf16")])
+def test_one_compiled_otherwise_is_not(other: Settings, bundle: Bundle, cache: Cache, compiling: list[str]) -> None:
+    if other.precision not in openvino.precisions_here():
+        pytest.skip("this processor does not compute in bf16")
+    openvino.keep(bundle.files["unet"], F32, cache, "the unet graph")
+    compiling.clear()
+    session(bundle, "unet", other)
+    assert compiling == ["the unet graph"]
+
+
+@here
+@pytest.mark.parametrize("how", ["rights", "bytes", "content", "else"])
+def test_one_that_is_not_to_be_trusted_is_compiled_again(
+    how: str, bundle: Bundle, cache: Cache, compiling: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    openvino.keep(bundle.files["unet"], F32, cache, "the unet graph")
+    key = openvino._key(bundle.files["unet"], F32)
+    path = cache.path(ENGINES, key)
+    said = {"rights": "written by others", "bytes": "damaged", "content": "does not take", "else": "something else"}
+    if how == "rights":
+        path.chmod(0o666)
+    elif how == "bytes":
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    elif how == "content":
+        cache.write(ENGINES, key, b"garbage")
+    else:
+        path.write_bytes(cache.write(ENGINES, {**key, "threads": 7}, b"garbage").read_bytes())
+    compiling.clear()
+    with caplog.at_level(logging.WARNING, "runtime"):
+        session(bundle, "unet").run(unet_feeds(1))
+    assert compiling == ["the unet graph"]
+    assert said[how] in caplog.text
+
+
+# What was measured
+
+
+def prepared(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[str]:
+    """Prepare where ONNX Runtime, bf16 and f32 take these seconds."""
+    told: list[str] = []
+    monkeypatch.setattr(openvino, "cpu_flags", lambda: ["avx512_bf16"])
+    prepares.prepare(bundle, told.append, clock=Stopwatch(*seconds))
+    return told
+
+
+@pytest.fixture
+def alike(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """PSNR by precision, as the test likes it."""
+    found = {"bf16": 50.0, "f32": 90.0}
+    monkeypatch.setattr(prepares, "likeness", lambda *_: dict(found))
+    return found
+
+
+@here
+def test_the_faster_is_taken_from_then_on(
+    bundle: Bundle, alike: dict[str, float], monkeypatch: pytest.MonkeyPatch, compiling: list[str]
+) -> None:
+    assert select("auto", bundle.manifest) == "cpu"
+    told = prepared(bundle, monkeypatch, 0.02, 0.01, 0.015)
+    assert "ONNX Runtime 20.0 ms, bf16 10.0 ms, f32 15.0 ms" in told[0]
+    assert "50.0 dB in bf16, 90.0 dB in f32" in told[-3]
+    assert told[-2].endswith("PSNR 50.0 dB: auto takes openvino")
+    assert told[-1].startswith("ready: compiled graphs in bf16")
+    assert select("auto", bundle.manifest) == "openvino"
+    compiling.clear()
+    with runtime.load(bundle.path) as pipeline:
+        assert pipeline.device == "openvino"
+        pipeline.generate(VOICE)
+    assert set(compiling) <= {"a test graph"}
+
+
+@here
+@pytest.mark.parametrize(
+    ("seconds", "quality", "precision", "taken"),
+    [
+        ((0.02, 0.01, 0.015), {"bf16": 39.0}, "f32", True),  # bf16 draws something else
+        ((0.02, 0.01, 0.021), {"bf16": 39.0}, "f32", False),
+        ((0.02, 0.01, 0.005), {}, "f32", True),
+        ((0.02, 0.0195, 0.03), {}, "bf16", False),  # within what a machine wavers
+        ((0.02, 0.01, 0.01), {"bf16": 20.0, "f32": 30.0}, "f32", False),
+    ],
+)
+def test_what_is_chosen(
+    seconds: tuple[float, ...],
+    quality: dict[str, float],
+    precision: str,
+    taken: bool,
+    *,
+    bundle: Bundle,
+    alike: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alike.update(quality)
+    prepared(bundle, monkeypatch, *seconds)
+    found = read_comparison(Cache.default(), bundle.manifest)
+    assert found is not None
+    assert (found.precision, found.psnr, found.wins) == (precision, alike[precision], taken)
+    assert openvino.settled(Settings("openvino", 1), bundle.manifest).precision == precision
+    assert select("auto", bundle.manifest) == ("openvino" if taken else "cpu")
+
+
+@here
+def test_faster_with_all_cores_alone_is_not_enough(bundle: Bundle, cache: Cache) -> None:
+    write_comparison(cache, bundle.manifest, a_comparison(milliseconds={1: (20.0, 19.0), 2: (5.0, 9.0)}))
+    assert select("auto", bundle.manifest) == "cpu"
+    write_comparison(cache, bundle.manifest, a_comparison())
+    assert select("auto", bundle.manifest) == "openvino"
+
+
+@here
+def test_the_real_measurement(bundle: Bundle, cache: Cache) -> None:
+    told: list[str] = []
+    prepares.prepare(bundle, told.append)
+    found = read_comparison(cache, bundle.manifest)
+    assert found is not None
+    assert found.psnr >= ENOUGH_DB
+    assert all(value > 0 for pair in found.milliseconds.values() for value in pair)
+    assert select("auto", bundle.manifest) == ("openvino" if found.wins else "cpu")
+
+
+def stale(cache: Cache, bundle: Bundle) -> str:
+    place = {**openvino.place_here(), "OpenVINO": "2020.1"}
+    write_comparison(cache, bundle.manifest, a_comparison(place=place))
+    return "OpenVINO was 2020.1, is "
+
+
+def writable(cache: Cache, bundle: Bundle) -> str:
+    write_comparison(cache, bundle.manifest, a_comparison())
+    cache.path(RECORDS, comparison_key(bundle.manifest)).chmod(0o666)
+    return "may be written by others"
+
+
+def unreadable(cache: Cache, bundle: Bundle) -> str:
+    cache.write(RECORDS, comparison_key(bundle.manifest), json.dumps({"milliseconds": [1]}).encode())
+    return "not readable"
+
+
+@here
+@pytest.mark.parametrize("spoil", [stale, writable, unreadable])
+def test_a_record_that_does_not_hold_is_passed_over_with_the_reason(
+    spoil: Any, bundle: Bundle, cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = spoil(cache, bundle)
+    with caplog.at_level(logging.WARNING, "runtime"):
+        assert select("auto", bundle.manifest) == "cpu"
+    assert "openvino is passed over" in caplog.text
+    assert said in caplog.text
+    assert "s2f prepare BUNDLE --device openvino" in caplog.text
+    assert said in openvino.standing(bundle.manifest)
+    with runtime.load(bundle.path, device="openvino") as pipeline:  # asked for, it works all the same
+        assert pipeline.generate(VOICE).image.shape == (32, 32, 3)
+
+
+@here
+def test_openvino_was_removed_since(
+    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_comparison(cache, bundle.manifest, a_comparison())
+    hide(monkeypatch, "openvino")
+    with caplog.at_level(logging.WARNING, "runtime"):
+        assert select("auto", bundle.manifest) == "cpu"
+    assert "openvino is passed over: OpenVINO is not installed" in caplog.text
+
+
+@here
+def test_a_record_of_another_processor_or_bundle_is_none(
+    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_comparison(cache, bundle.manifest, a_comparison())
+    other = read_bundle(write_tiny_bundle(tmp_path / "other", arm=DIFFUSION))
+    assert read_comparison(cache, other.manifest) is None
+    monkeypatch.setattr("runtime.comparison.cpu_model", lambda: "another")
+    assert read_comparison(cache, bundle.manifest) is None
+
+
+@here
+def test_without_onnx_runtime_nothing_is_compared(
+    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "onnxruntime")
+    told: list[str] = []
+    prepares.prepare(bundle, told.append)
+    assert "not measured against ONNX Runtime" in told[0]
+    assert told[-1].startswith("ready: compiled graphs")
+    assert read_comparison(cache, bundle.manifest) is None
+    with runtime.load(bundle.path, device="openvino") as pipeline:
+        pipeline.generate(VOICE)
+
+
+@here
+def test_a_cache_that_cannot_be_written(bundle: Bundle, cache: Cache) -> None:
+    cache.folder.write_text("a file")
+    with pytest.raises(OutputUnwritable):
+        prepares.prepare(bundle, NOTHING)
+
+
+# The commands
+
+
+@pytest.fixture
+def shipped(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bundle]:
+    from runtime import doctor
+
+    monkeypatch.setattr(doctor, "shipped_bundle", lambda: bundle.path)
+    return bundle
+
+
+@here
+def test_the_commands(shipped: Bundle, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(shipped.path)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "openvino openvino: works\n           not measured against ONNX Runtime here" in text
+    assert main(["prepare", folder, "--device", "openvino"]) == 0
+    assert "ready: compiled graphs" in capsys.readouterr().out
+    write_comparison(cache, shipped.manifest, a_comparison())
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "openvino openvino: works; the one --device auto takes" in text
+    assert "f32, 10.0 ms against 20.0 ms with 1 thread, 5.0 ms against 9.0 ms with 2 threads; PSNR 60.0 dB" in text
+    assert main(["info", folder]) == 0
+    assert "openvino   f32, 10.0 ms against 20.0 ms" in capsys.readouterr().out
+    assert main(["verify", folder]) == 0
+    text = capsys.readouterr().out
+    assert "graphs open on openvino" in text
+    assert "PSNR to the CPU at least" in text
+    assert main(["bench", folder, "--device", "openvino", "--runs", "2", "--warmup", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "device openvino" in text
+    assert ", openvino 20" in text
+
+
+def test_it_is_registered() -> None:
+    from importlib import metadata
+
+    found = {point.name: point.value for point in metadata.entry_points(group="s2f.prepare")}
+    assert found["openvino"] == "export.openvino:prepare"
