@@ -8,7 +8,6 @@ as `torch.nn.utils.fusion` does. The solver's arithmetic is float32 whatever the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -21,12 +20,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.gpu.torch_baseline import random_system
 from export import denoiser as lean
-from export.attention import cross_attention_layers
 from export.modules import DecoderGraph, EncoderGraph, StepRows, step_graph
 from runtime.bundle import Bundle
 from runtime.errors import BundleInvalid
 from training.arms import ARMS
-from training.checkpoint import System
 
 COMPUTED = ("num_batches_tracked", "running_mean", "running_var")
 
@@ -73,7 +70,9 @@ def fill(module: nn.Module, graph: ModelProto) -> None:
     for name, value in weights(graph).items():
         place = places.get(name)
         if place is None or place.shape != value.shape:
-            raise BundleInvalid(f"The weight {name} {list(value.shape)} has no place in the network. Name its --network.")
+            raise BundleInvalid(
+                f"The weight {name} {list(value.shape)} has no place in the network. Name its --network."
+            )
         with torch.no_grad():
             place.copy_(torch.from_numpy(value.astype(np.float32)))
 
@@ -83,7 +82,9 @@ def weights(graph: ModelProto) -> dict[str, np.ndarray[Any, Any]]:
     stored = {tensor.name.removesuffix("_float16"): tensor for tensor in graph.graph.initializer}
     found = {}
     for name, tensor in stored.items():
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and not name.startswith(("/", "onnx")):
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and not name.startswith(
+            ("/", "onnx")
+        ):
             found[name] = numpy_helper.to_array(tensor)
     for node in graph.graph.node:
         for name in node.input:

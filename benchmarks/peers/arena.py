@@ -1,0 +1,143 @@
+"""The contest: every arm in a process of its own, one engine alive in each, all in turn, round after round.
+
+A shared machine has fast and slow minutes; arms that take turns meet both alike, so their ratios hold where single
+times do not. An arm that cannot be prepared, dies or does not answer is told of and left out; the others go on. A round
+in which others used the machine is marked dirty, and more rounds follow while there is time.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.children import Child
+from benchmarks.gpu.parts import JSON, Deadline
+from benchmarks.peers.arms import REFERENCE
+from benchmarks.peers.quality import Images, compare
+from benchmarks.peers.task import Task
+from benchmarks.peers.worker import arguments_of
+from runtime.errors import S2FError
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[2]
+LOG = "peers.log"
+SLOWEST = 240.0  # seconds the preparation of an arm may take: compiling
+QUICK = 90.0  # and every other answer
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+Opener = Callable[[str, Task], Child]
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """`rounds` clean ones of every arm, `most_rounds` at most; `runs` calls or `most` seconds a turn; `settle`: seconds
+    between turns, for workers that still spin; `warm`: seconds before timing; `seeds`: portraits compared.
+    """
+
+    rounds: int = 5
+    most_rounds: int = 9
+    runs: int = 40
+    most: float = 0.8
+    warm: float = 0.2
+    settle: float = 0.15
+    seeds: int = 8
+
+
+def contest(
+    names: Sequence[str], task: Task, counts: Counts, deadline: Deadline, open_arm: Opener, tell: Callable[[str], None]
+) -> JSON:
+    """All arms with one number of threads: arm → {"prepared", "quality", "rounds"}, or with "error" what went wrong."""
+    results: dict[str, JSON] = {name: {"rounds": []} for name in names}
+    with contextlib.ExitStack() as stack:
+        alive: dict[str, Child] = {}
+        for name in names:
+            tell(f"prepare {name}")
+            found = _attempt(results[name], lambda name=name: _ready(name, task, open_arm, stack))
+            if found is not None:
+                alive[name], results[name]["prepared"] = found
+        _judge(alive, results, counts)
+        _rounds(alive, results, counts, deadline, tell)
+    return results
+
+
+def open_child(log: Path) -> Opener:
+    """Arms as processes of this interpreter, whose standard error goes to a file."""
+
+    def open_arm(name: str, task: Task) -> Child:
+        command = [sys.executable, "-m", "benchmarks.peers.worker", *arguments_of(name, task)]
+        return Child(command, environment(os.environ, task.cores), log, name)
+
+    return open_arm
+
+
+def environment(inherited: Mapping[str, str], threads: int) -> dict[str, str]:
+    """For an arm: thread pools of so many threads, and this source folder first."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [inherited.get("PYTHONPATH", "")])])
+    pools = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    return {**inherited, **pools, "PYTHONPATH": path, "ORT_DISABLE_TELEMETRY": "1"}
+
+
+def _ready(name: str, task: Task, open_arm: Opener, stack: contextlib.ExitStack) -> tuple[Child, JSON]:
+    child = open_arm(name, task)
+    stack.callback(child.close, grace=1.0)
+    return child, child.ask({"do": "prepare"}, SLOWEST)
+
+
+def _judge(alive: dict[str, Child], results: dict[str, JSON], counts: Counts) -> None:
+    """Portraits of the same seeds from every arm, against those of REFERENCE where it is there."""
+    seeds = list(range(counts.seeds))
+    drawn: dict[str, Images] = {}
+    for name, child in list(alive.items()):
+        answer = _attempt(results[name], lambda child=child: child.ask({"do": "draw", "seeds": seeds}, QUICK))
+        if answer is None:
+            del alive[name]
+        else:
+            drawn[name] = np.frombuffer(base64.b64decode(answer["images"]), np.uint8).reshape(answer["shape"])
+    for name, images in drawn.items():
+        if REFERENCE in drawn and images.shape == drawn[REFERENCE].shape:
+            results[name]["quality"] = compare(drawn[REFERENCE], images)
+
+
+def _rounds(
+    alive: dict[str, Child], results: dict[str, JSON], counts: Counts, deadline: Deadline, tell: Callable[[str], None]
+) -> None:
+    request = {"do": "measure", "warm": counts.warm, "runs": counts.runs, "most": counts.most}
+    longest = 0.0
+    for number in range(counts.most_rounds):
+        if deadline.left < longest or all(_clean(results[name]) >= counts.rounds for name in alive):
+            return
+        tell(f"round {number + 1}")
+        begin = time.monotonic()
+        for name, child in list(alive.items()):
+            time.sleep(counts.settle)
+            answer = _attempt(results[name], lambda child=child: child.ask(request, QUICK))
+            if answer is None:
+                del alive[name]
+            else:
+                results[name]["rounds"].append({"round": number, **answer})
+        longest = max(longest, time.monotonic() - begin)
+
+
+def _clean(result: JSON) -> int:
+    return sum(not one["conditions"]["dirty"] for one in result["rounds"])
+
+
+def _attempt(result: JSON, work: Callable[[], Any]) -> Any:
+    """What `work` returns; None where it fails, and the arm's result says why."""
+    try:
+        return work()
+    except S2FError as error:
+        logger.warning("%s", error)
+        result["error"] = str(error)
+        return None
