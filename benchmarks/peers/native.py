@@ -25,8 +25,6 @@ from runtime.bundle import Bundle
 from runtime.errors import BundleInvalid
 from training.arms import ARMS
 
-COMPUTED = ("num_batches_tracked", "running_mean", "running_var")
-
 
 class Networks(nn.Module):
     """pcm float32 [batch, 96000], noise float32 [batch, C, h, w] → image uint8 [batch, H, W, 3], in so many steps."""
@@ -70,9 +68,7 @@ def fill(module: nn.Module, graph: ModelProto) -> None:
     for name, value in weights(graph).items():
         place = places.get(name)
         if place is None or place.shape != value.shape:
-            raise BundleInvalid(
-                f"The weight {name} {list(value.shape)} has no place in the network. Name its --network."
-            )
+            raise BundleInvalid(f"The weight {name} {list(value.shape)} has no place in it. Name its --network.")
         with torch.no_grad():
             place.copy_(torch.from_numpy(value.astype(np.float32)))
 
@@ -99,7 +95,7 @@ def nativise(module: nn.Module) -> None:
     lean.replace(module, lean.GroupNorm, _group_norm)
     lean.replace(module, lean.PixelShuffle, lambda shuffle: nn.PixelShuffle(shuffle.factor))
     for layer in [m for m in module.modules() if hasattr(m, "to_qkv")]:
-        cast("Any", layer).set_processor(_attend)
+        cast("Any", layer).set_processor(_SelfAttention())
     for sequence in [m for m in module.modules() if isinstance(m, nn.Sequential)]:
         _fold_norms(sequence)
 
@@ -159,12 +155,14 @@ def _group_norm(norm: Any) -> nn.GroupNorm:
     return made
 
 
-def _attend(attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+class _SelfAttention:
     """The processor of self-attention: one product for all three projections, then PyTorch's fused attention."""
-    projected = functional.linear(hidden_states, attn.to_qkv.t())
-    heads = projected.unflatten(2, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
-    mixed = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2])
-    return cast("Tensor", attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        projected = functional.linear(hidden_states, attn.to_qkv.t())
+        heads = projected.unflatten(2, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(heads[0], heads[1], heads[2])
+        return cast("Tensor", attn.to_out[0](mixed.transpose(1, 2).flatten(2)))
 
 
 def _fold_norms(sequence: nn.Sequential) -> None:

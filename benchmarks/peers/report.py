@@ -15,6 +15,8 @@ from runtime.errors import InvalidArgument
 SCHEMA_VERSION, KIND = 1, "s2f-peers"
 FEWEST_CLEAN = 3
 """Clean rounds without which the dirty ones are taken too, and said to be."""
+LONGEST = 160
+"""Characters of a reason in the table."""
 
 OURS = "ours "
 GOALS = (
@@ -28,7 +30,7 @@ GOALS = (
 
 
 def summarise(contest: JSON) -> JSON:
-    """Of one contest: `base`, the fastest of ours, and per arm its median, rounds taken and how many times slower it is.
+    """Of one contest: `base`, the fastest of ours; per arm its median, the rounds taken, how many times slower it is.
 
     Empty where nothing of ours was measured.
     """
@@ -145,8 +147,16 @@ def _table(report: JSON, contest: JSON) -> str:
         rows.append(f"| {' | '.join(cells)} |")
     failed = {name: arm["error"] for name, arm in contest["arms"].items() if "error" in arm}
     absent = {**contest.get("missing", {}), **failed}
-    rows += [f"| {name} | — | | | | | {report['arms'][name]['steps']} | {why} |" for name, why in absent.items()]
+    rows += [
+        f"| {name} | — | | | | | {report['arms'][name]['steps']} | {_brief(why)} |" for name, why in absent.items()
+    ]
     return "\n".join(rows)
+
+
+def _brief(reason: str) -> str:
+    """The beginning of a message that may hold a whole trace, fit for a cell."""
+    line = " ".join(reason.replace("|", "/").split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def _goals_table(contest: JSON) -> str:
@@ -186,8 +196,8 @@ def _notes(report: JSON) -> str:
         f"{machine['cpu']}, {machine['usable_cores']} cores usable, {' '.join(machine['cpu_flags'])}",
         f"load average {min(loads, default=0):.1f} to {max(loads, default=0):.1f} while measuring (the arms themselves "
         f"included); other programs took {max(others, default=0):.0%} of the CPU time in the worst round",
-        f"intervals: 95 %, bootstrap over paired rounds; PSNR and cosine: {settings['seeds']} seeds against ours on the "
-        "CPU in float32",
+        f"intervals: 95 %, bootstrap over paired rounds; PSNR and cosine: {settings['seeds']} seeds against float32 "
+        "(ours on the CPU)",
         versions,
     ]
     return "\n".join(f"- {note}" for note in notes)

@@ -81,7 +81,7 @@ class Peer(Protocol):
 
 
 def check_parity(task: Task, peer: Peer, seeds: int = 2) -> float:
-    """PSNR in dB of a peer's portraits to those of ours on the CPU. Raises BadParityError where it is below PARITY_DB."""
+    """PSNR in dB of a peer's portraits to ours on the CPU. Raises BadParityError where it is below PARITY_DB."""
     import runtime
     from benchmarks.peers.quality import psnr
 
@@ -89,7 +89,5 @@ def check_parity(task: Task, peer: Peer, seeds: int = 2) -> float:
         wanted = [ours.generate(task.speech, seed=seed, steps=task.steps).image for seed in range(seeds)]
     found = psnr(np.stack(wanted), np.stack([peer.draw(seed) for seed in range(seeds)]))
     if found < PARITY_DB:
-        raise BadParityError(
-            f"{found:.1f} dB to ours on the CPU, {PARITY_DB:g} dB are needed of float32 on the same weights"
-        )
+        raise BadParityError(f"{found:.1f} dB to ours on the CPU; float32 on the same weights must reach {PARITY_DB:g}")
     return found
