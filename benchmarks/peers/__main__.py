@@ -64,9 +64,8 @@ def measure(options: argparse.Namespace) -> JSON:
     for number, threads in enumerate(options.threads):
         task = Task(folder, options.network, steps, None if threads == usable_cores() else threads)
         share = Deadline(deadline.left / (len(options.threads) - number))
-        found = contest(
-            [n for n in chosen if n not in lacking], task, counts, share, open_child(options.out.with_name(LOG)), _tell
-        )
+        here, opener = [name for name in chosen if name not in lacking], open_child(options.out.with_name(LOG))
+        found = contest(here, task, opener, counts=counts, deadline=share, tell=_tell)
         contests.append({"threads": threads, "missing": lacking, "arms": found})
     return {
         "schema_version": reports.SCHEMA_VERSION,

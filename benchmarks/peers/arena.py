@@ -55,7 +55,13 @@ class Counts:
 
 
 def contest(
-    names: Sequence[str], task: Task, counts: Counts, deadline: Deadline, open_arm: Opener, tell: Callable[[str], None]
+    names: Sequence[str],
+    task: Task,
+    open_arm: Opener,
+    *,
+    counts: Counts,
+    deadline: Deadline,
+    tell: Callable[[str], None],
 ) -> JSON:
     """All arms with one number of threads: arm → {"prepared", "quality", "rounds"}, or with "error" what went wrong."""
     results: dict[str, JSON] = {name: {"rounds": []} for name in names}

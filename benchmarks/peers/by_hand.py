@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -83,19 +84,8 @@ def openvino(precision: str) -> Callable[[Task, str], Run]:
     """The graph at batch 1, compiled for latency in `precision` ("f32", "bf16"); inputs are not copied."""
 
     def open_stage(task: Task, stage: str) -> Run:
-        import openvino as ov
-
-        core = ov.Core()
-        model = core.read_model(task.bundle.files[stage])
-        shapes = {
-            tensor.any_name: [1 if dim.is_dynamic else dim for dim in tensor.partial_shape] for tensor in model.inputs
-        }
-        model.reshape(shapes)
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-        if task.threads is not None:
-            hints["INFERENCE_NUM_THREADS"] = str(task.threads)
-        request = core.compile_model(model, "CPU", hints).create_infer_request()
-        names = [tensor.any_name for tensor in model.outputs]
+        request = openvino_request(task, stage, precision)
+        names = [tensor.any_name for tensor in request.model_outputs]
 
         def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
             results = request.infer(dict(feeds), share_inputs=True)
@@ -104,3 +94,16 @@ def openvino(precision: str) -> Callable[[Task, str], Run]:
         return run
 
     return open_stage
+
+
+def openvino_request(task: Task, stage: str, precision: str, extra: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """What runs a stage of the task's bundle in OpenVINO; `extra`: further properties."""
+    import openvino as ov
+
+    core = ov.Core()
+    model = core.read_model(task.bundle.files[stage])
+    model.reshape({t.any_name: [1 if dim.is_dynamic else dim for dim in t.partial_shape] for t in model.inputs})
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **extra}
+    if task.threads is not None:
+        hints["INFERENCE_NUM_THREADS"] = str(task.threads)
+    return core.compile_model(model, "CPU", hints).create_infer_request()

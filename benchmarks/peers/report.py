@@ -1,4 +1,4 @@
-"""What the arena's JSON says, in words: ratios with intervals, goals, a Markdown table and a plot. No measuring here."""
+"""What the arena's JSON says, in words: ratios with intervals, goals, a Markdown table and a plot."""
 
 from __future__ import annotations
 
@@ -45,14 +45,18 @@ def summarise(contest: JSON) -> JSON:
 def goals(contest: JSON) -> Iterator[JSON]:
     """One line per goal: the ratio it asks for, what was measured with its interval, and met, missed or not measured.
 
-    Met only where the whole interval is.
+    Met only where the whole interval is, and only judged by clean rounds.
     """
-    measured = summarise(contest).get("arms", {})
+    summary = summarise(contest)
+    measured = summary.get("arms", {})
     for peer, wanted in GOALS:
         found = measured.get(peer, {}).get("times")
-        said = "not measured"
-        if found is not None:
-            said = "met" if found["low"] >= wanted else "within the interval" if found["high"] >= wanted else "missed"
+        if found is None:
+            said = "not measured"
+        elif measured[peer]["dirty"] or measured[summary["base"]]["dirty"]:
+            said = "not judged: the machine was busy"
+        else:
+            said = "met" if found["low"] >= wanted else "missed" if found["high"] < wanted else "not certain"
         yield {"peer": peer, "wanted": wanted, "times": found, "verdict": said}
 
 
