@@ -30,7 +30,7 @@ from runtime.pipeline import shipped_bundle
 
 SCHEMA_VERSION, KIND = 1, "s2f-floor"
 LIMIT = 1.6
-"""Measured over floor above which the table says where the time goes."""
+"""Best time over floor above which the report says where the time goes."""
 TOLD = 6
 WIDTH = {"f32": 1.0, "bf16": 0.5}
 """Bytes of a number, as a share of float32's."""
@@ -108,7 +108,7 @@ def markdown(report: JSON) -> str:
 
 
 def _counted(counted: JSON) -> str:
-    head = "| counted, float32 | MFLOP of matrix work | of it convolutions | other MFLOP | weights MB | activations MB | nodes |"
+    head = "| counted, float32 | MFLOP, matrix work | of it conv. | other MFLOP | weights MB | activations MB | nodes |"
     rows = [head, "|---" * 7 + "|"]
     for stage, cost in counted.items():
         share = cost["by_kind"].get("convolution", 0) / max(cost["flops"], 1)
@@ -127,21 +127,29 @@ def _peaks(run: JSON) -> str:
     told = f"copies {copies['cache']:.0f} GB/s in cache, {copies['memory']:.0f} GB/s in memory"
     others = run["conditions"]["others"]
     busy = "" if others is None else f"; others took {others:.0%} of the CPU time meanwhile"
-    return f"{run['threads']} threads: matrix products {', '.join(best)}; {told}{busy}"
+    return f"{_threads(run)}: matrix products {', '.join(best)}; {told}{busy}"
 
 
 def _over(counted: JSON, run: JSON) -> str:
-    rows = [f"| {run['threads']} threads | stage | ms | floor ms | measured / floor | its convolutions / their floor |"]
-    rows.append("|---" * 6 + "|")
+    head = (
+        f"| {_threads(run)} | stage | ms p50 | best | floor | p50 / floor | best / floor | convolutions / their floor |"
+    )
+    rows = [head, "|---" * 8 + "|"]
     for name, engine in run["engines"].items():
         for stage in STAGES:
             floor = floor_ms(counted[stage], run["peaks"], engine["precision"])
             if floor is None:
                 continue
-            ms, times = engine["ms"][stage], convolution_times(engine, stage, floor)
-            cells = [name, stage, f"{ms:.2f}", f"{floor['floor']:.2f}", f"{ms / floor['floor']:.2f}"]
-            rows.append(f"| {' | '.join([*cells, '' if times is None else f'{times:.2f}'])} |")
+            middle, best, least = engine["ms"][stage]["p50"], engine["ms"][stage]["best"], floor["floor"]
+            times = convolution_times(engine, stage, floor)
+            numbers = (middle, best, least, middle / least, best / least)
+            cells = [name, stage, *(f"{number:.2f}" for number in numbers), "" if times is None else f"{times:.2f}"]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def _threads(run: JSON) -> str:
+    return "one thread" if run["threads"] == 1 else f"{run['threads']} threads"
 
 
 def convolution_times(engine: JSON, stage: str, floor: JSON) -> float | None:
@@ -154,13 +162,13 @@ def _explained(counted: JSON, run: JSON) -> Iterator[str]:
     for name, engine in run["engines"].items():
         for stage in STAGES:
             floor = floor_ms(counted[stage], run["peaks"], engine["precision"])
-            if floor is None or engine["ms"][stage] / floor["floor"] <= LIMIT:
+            if floor is None or engine["ms"][stage]["best"] / floor["floor"] <= LIMIT:
                 continue
             spent = engine["operators_ms"][stage]
             whole = sum(spent.values()) or 1.0
             top = list(spent.items())[:TOLD]
             told = ", ".join(f"{operator} {ms:.2f} ({ms / whole:.0%})" for operator, ms in top)
-            yield f"- {name}, {stage}, {run['threads']} threads: ms by operator in the engine's profile: {told}"
+            yield f"- {name}, {stage}, {_threads(run)}: ms by operator in the engine's profile: {told}"
 
 
 def _parser() -> argparse.ArgumentParser:

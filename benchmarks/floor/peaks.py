@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.gpu.parts import JSON
+from benchmarks.peers.by_hand import openvino_package
 
 SIZES = (384, 768, 1536)
 LINKS = 8
@@ -83,9 +84,7 @@ def _engines(size: int, threads: int) -> Iterator[tuple[str, str, Run]]:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         yield "onnxruntime", "f32", functools.partial(session.run, None, {"x0": x})
     if importlib.util.find_spec("openvino"):
-        import openvino
-
-        core = openvino.Core()
+        core = openvino_package().Core()
         known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         for precision in ("f32", *(["bf16"] if "BF16" in known else [])):
             hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": str(threads)}

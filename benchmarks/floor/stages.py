@@ -1,7 +1,8 @@
 """The stages as they are: what each costs by count, what it takes, and which operators take it.
 
 Counted in the graphs a device would be given (`export.derive`: batch 1, constants folded). Measured in two ways: ours
-by the runtime's own stage times, OpenVINO by running each graph alone. Profiles are the engines' own.
+by the runtime's own stage times, OpenVINO by running each graph alone. Times are medians, and the best beside them,
+because the peak is that of the best product. Profiles are the engines' own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib.util
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ import numpy as np
 import runtime
 from benchmarks.gpu.parts import JSON
 from benchmarks.gpu.plan import stopwatch, warm_up
-from benchmarks.peers.by_hand import openvino_request, options
+from benchmarks.peers.by_hand import naive_onnxruntime, openvino_request, options
 from benchmarks.peers.task import Task
 from export.cost import count, matrix_by_operator
 from export.derive import derive
 from runtime.bundle import STAGES, Bundle
 
 RUNS, MOST, WARM = 60, 1.5, 0.3
-PROFILED = 20
+UNCOUNTED, PROFILED = 3, 20
 KINDS = {
     "convolution": ("Conv", "FusedConv", "NhwcFusedConv", "Convolution", "ConvTranspose"),
     "matrix product": ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "FullyConnected"),
@@ -64,10 +65,10 @@ def by_kind(by_operator: Mapping[str, float]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """One way to run a stage. `measure`: median milliseconds by stage; `profile`: milliseconds by operator, by stage."""
+    """One way to run a stage. `measure`: {"p50", "best"} in ms by stage; `profile`: ms by operator, by stage."""
 
     precision: str
-    measure: Callable[[Task], dict[str, float]]
+    measure: Callable[[Task], dict[str, JSON]]
     profile: Callable[[Task], dict[str, dict[str, float]]]
 
 
@@ -84,24 +85,35 @@ def engines() -> dict[str, Engine]:
 
 def inputs(task: Task) -> dict[str, Arrays]:
     """What each stage is given: the task's speech and noise; the condition is the encoder's, the decoder gets noise."""
-    with runtime.load(task.folder, device="cpu", threads=task.cores) as pipeline:
-        condition = pipeline._executor.encode(task.window())  # type: ignore[union-attr]  # noqa: SLF001
+    condition = naive_onnxruntime(task, "encoder")({"pcm": task.window()})["condition"]
     latent, row = task.noise(0), task.bundle.manifest.table(task.steps).first_row
     state = {"latent": latent, **({"history": np.zeros_like(latent)} if task.bundle.manifest.history else {})}
     step = {**state, "condition": condition, "step": np.array([row], np.int64), **options(task)}
     return {"encoder": {"pcm": task.window()}, "unet": step, "decoder": {"latent": latent}}
 
 
-def operators_of_trace(events: list[JSON], runs: int) -> dict[str, float]:
-    """ONNX Runtime's profile: milliseconds of one run by operator."""
-    found: Counter[str] = Counter()
-    for event in events:
-        if event.get("cat") == "Node" and event.get("name", "").endswith("_kernel_time"):
-            found[event["args"]["op_name"]] += event["dur"]
-    return {name: micro / 1e3 / runs for name, micro in found.most_common()}
+def operators_of_trace(events: list[JSON]) -> dict[str, float]:
+    """ONNX Runtime's profile of several runs: milliseconds of one run by operator, the median of each node's."""
+    nodes = [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+    return _by_operator((event["args"]["op_name"], event["name"], event["dur"] / 1e3) for event in nodes)
 
 
-def _ours(task: Task) -> dict[str, float]:
+def _by_operator(times: Iterable[tuple[str, str, float]]) -> dict[str, float]:
+    """Of (operator, node, milliseconds) of every run: medians of the nodes, summed by operator, the largest first."""
+    nodes: dict[tuple[str, str], list[float]] = {}
+    for operator, node, ms in times:
+        nodes.setdefault((operator, node), []).append(ms)
+    found: dict[str, float] = {}
+    for (operator, _), values in nodes.items():
+        found[operator] = found.get(operator, 0.0) + float(np.median(values))
+    return {name: round(ms, 4) for name, ms in sorted(found.items(), key=lambda item: -item[1]) if ms}
+
+
+def _times(values: list[float]) -> JSON:
+    return {"p50": round(float(np.median(values)), 4), "best": round(min(values), 4)}
+
+
+def _ours(task: Task) -> dict[str, JSON]:
     spent: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
     def draw() -> None:
@@ -114,7 +126,7 @@ def _ours(task: Task) -> dict[str, float]:
         for values in spent.values():
             values.clear()
         stopwatch(draw, RUNS, MOST)
-    return {stage: float(np.median(values)) for stage, values in spent.items()}
+    return {stage: _times(values) for stage, values in spent.items()}
 
 
 def _profile_onnxruntime(task: Task) -> dict[str, dict[str, float]]:
@@ -132,12 +144,12 @@ def _profile_onnxruntime(task: Task) -> dict[str, dict[str, float]]:
             for _ in range(PROFILED):
                 session.run(None, dict(feeds))
             events = json.loads(Path(session.end_profiling()).read_bytes())
-            found[stage] = operators_of_trace(events, PROFILED)
+            found[stage] = operators_of_trace(events)
     return found
 
 
 def _openvino(precision: str) -> Engine:
-    def measure(task: Task) -> dict[str, float]:
+    def measure(task: Task) -> dict[str, JSON]:
         found = {}
         for stage, feeds in inputs(task).items():
             request = openvino_request(task, stage, precision)
@@ -146,20 +158,20 @@ def _openvino(precision: str) -> Engine:
                 return request.infer(dict(feeds), share_inputs=True)
 
             warm_up(run, WARM)
-            found[stage] = float(np.median(stopwatch(run, RUNS, MOST)))
+            found[stage] = _times(stopwatch(run, RUNS, MOST))
         return found
 
     def profile(task: Task) -> dict[str, dict[str, float]]:
         found = {}
         for stage, feeds in inputs(task).items():
             request = openvino_request(task, stage, precision, {"PERF_COUNT": "YES"})
-            spent: Counter[str] = Counter()
-            for number in range(PROFILED + 3):
+            times = []
+            for number in range(UNCOUNTED + PROFILED):
                 request.infer(dict(feeds), share_inputs=True)
-                if number >= 3:
-                    for node in request.get_profiling_info():
-                        spent[node.node_type] += node.real_time.total_seconds() * 1e3  # type: ignore[assignment]
-            found[stage] = {name: value / PROFILED for name, value in spent.most_common() if value}
+                if number >= UNCOUNTED:
+                    seen = request.get_profiling_info()
+                    times += [(n.node_type, n.node_name, n.real_time.total_seconds() * 1e3) for n in seen]
+            found[stage] = _by_operator(times)
         return found
 
     return Engine(precision, measure, profile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -98,12 +99,18 @@ def openvino(precision: str) -> Callable[[Task, str], Run]:
 
 def openvino_request(task: Task, stage: str, precision: str, extra: Mapping[str, str] = MappingProxyType({})) -> Any:
     """What runs a stage of the task's bundle in OpenVINO; `extra`: further properties."""
-    import openvino as ov
-
-    core = ov.Core()
+    core = openvino_package().Core()
     model = core.read_model(task.bundle.files[stage])
     model.reshape({t.any_name: [1 if dim.is_dynamic else dim for dim in t.partial_shape] for t in model.inputs})
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **extra}
     if task.threads is not None:
         hints["INFERENCE_NUM_THREADS"] = str(task.threads)
     return core.compile_model(model, "CPU", hints).create_infer_request()
+
+
+def openvino_package() -> Any:
+    """The package without its telemetry, which reports to Google Analytics at the first import."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails then
+    import openvino
+
+    return openvino
