@@ -1,4 +1,4 @@
-"""benchmarks/floor: counts and floors against numbers worked out by hand, profiles, and the command. No time is judged."""
+"""benchmarks/floor: counts and floors against numbers worked out by hand, profiles, the command. No time is judged."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from tests.tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = Path(__file__).parent / "data" / "peers.json"
-FAST = arena.Counts(rounds=2, most_rounds=2, runs=2, most=0.5, warm=0.0, settle=0.0, seeds=3)
+FAST = arena.Counts(rounds=2, most_rounds=2, runs=2, most=0.5, warm=0.0, patience=0.0, seeds=3)
 FAKE = """
 import os, sys, time
 import numpy as np

@@ -59,7 +59,10 @@ def measure(options: argparse.Namespace) -> JSON:
     manifest.table(steps)
     chosen = _chosen(options.arms)
     lacking = {name: why for name, arm in chosen.items() if (why := missing(name, arm))}
-    counts, begin = Counts(rounds=options.rounds, most_rounds=2 * options.rounds), environment()
+    counts, begin = (
+        Counts(rounds=options.rounds, most_rounds=2 * options.rounds, patience=options.patience),
+        environment(),
+    )
     deadline, contests = Deadline(60 * options.minutes), []
     for number, threads in enumerate(options.threads):
         task = Task(folder, options.network, steps, None if threads == usable_cores() else threads)
@@ -112,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="default: the bundle's")
     parser.add_argument("--threads", type=int, nargs="+", default=[usable_cores(), 1], metavar="N")
     parser.add_argument("--rounds", type=int, default=5, help="clean rounds wanted; twice as many at most")
+    parser.add_argument("--patience", type=float, default=2.0, help="seconds a turn may wait for a quiet machine")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="no round begins that would end later")
     parser.add_argument("--arms", nargs="+", default=[], metavar="NAME", help="default: all")
     return parser

@@ -24,6 +24,7 @@ from benchmarks.children import Child
 from benchmarks.gpu.parts import JSON, Deadline
 from benchmarks.peers.arms import REFERENCE
 from benchmarks.peers.quality import Images, compare
+from benchmarks.peers.seam import wait_for_quiet
 from benchmarks.peers.task import Task
 from benchmarks.peers.worker import arguments_of
 from runtime.errors import S2FError
@@ -41,8 +42,9 @@ Opener = Callable[[str, Task], Child]
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """`rounds` clean ones of every arm, `most_rounds` at most; `runs` calls or `most` seconds a turn; `settle`: seconds
-    between turns, for workers that still spin; `warm`: seconds before timing; `seeds`: portraits compared.
+    """`rounds` clean ones of every arm, `most_rounds` at most; `runs` calls or `most` seconds a turn; `warm`: seconds
+    before timing; `patience`: seconds a turn may wait for others to end, such as the last arm's spinning workers;
+    `seeds`: portraits compared.
     """
 
     rounds: int = 5
@@ -50,7 +52,7 @@ class Counts:
     runs: int = 40
     most: float = 0.8
     warm: float = 0.2
-    settle: float = 0.15
+    patience: float = 2.0
     seeds: int = 8
 
 
@@ -126,7 +128,7 @@ def _rounds(
         tell(f"round {number + 1}")
         begin = time.monotonic()
         for name, child in list(alive.items()):
-            time.sleep(counts.settle)
+            wait_for_quiet(time.monotonic() + min(counts.patience, deadline.left))
             answer = _attempt(results[name], lambda child=child: child.ask(request, QUICK))
             if answer is None:
                 del alive[name]

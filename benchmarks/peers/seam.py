@@ -1,6 +1,6 @@
 """The seam to the measuring core: its names and shapes, as much of them as the arena needs.
 
-`snapshot`, `between`, `ratio` and `environment` are called and answer as those of `runtime.bench`'s core do; where that
+`snapshot`, `between`, `wait_for_quiet`, `ratio` and `environment` are called and answer as those of `runtime.bench`'s core do; where that
 is at hand this module only passes them on.
 """
 
@@ -21,6 +21,8 @@ from runtime.machine import cpu_flags, cpu_model, load_average, usable_cores
 OTHERS, STEAL, SLACK = 0.05, 0.02, 0.02
 """Shares of the CPU time there was above which a span is dirty; SLACK seconds per core are the counters' coarseness."""
 DRAWS, LEVEL = 1000, 0.95
+PAUSE = 0.25
+"""Seconds of one look for quiet."""
 
 _STAT = Path("/proc/stat")
 
@@ -64,6 +66,15 @@ def between(before: Snapshot, after: Snapshot) -> JSON:
     dirty = [f"{who} took {share:.0%} of the CPU time" for who, share, most in seen if share > most]
     found = {"seconds": wall, "own": own, "others": others, "steal": steal}
     return {**{name: round(value, 4) for name, value in found.items()}, "dirty": dirty}
+
+
+def wait_for_quiet(end: float) -> None:
+    """Sleep until nothing else uses the CPUs to speak of, or `end` (monotonic) has come."""
+    while time.monotonic() < end:
+        before = snapshot()
+        time.sleep(PAUSE)
+        if not between(before, snapshot())["dirty"]:
+            return
 
 
 @dataclasses.dataclass(frozen=True)
