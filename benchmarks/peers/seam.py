@@ -1,7 +1,7 @@
-"""The seam to the measuring core: its names and shapes, as much of them as the arena needs.
+"""The seam to the measuring core of `s2f bench`: `snapshot`, `between`, `wait_for_quiet`, `ratio` and `environment`.
 
-`snapshot`, `between`, `wait_for_quiet`, `ratio` and `environment` are called and answer as those of `runtime.bench`'s core do; where that
-is at hand this module only passes them on.
+The arena and the floor need no more of it than these, under the core's names and in its shapes, so that they can come
+from there instead.
 """
 
 from __future__ import annotations
