@@ -30,7 +30,7 @@ from tests.tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = Path(__file__).parent / "data" / "peers.json"
-FAST = arena.Counts(rounds=2, most_rounds=2, runs=2, most=0.5, warm=0.0, patience=0.0, seeds=3)
+FAST = arena.Counts(rounds=2, most_rounds=2, runs=2, most=0.5, retries=0, warm=0.0, patience=0.0, seeds=3)
 FAKE = """
 import os, sys, time
 import numpy as np
@@ -127,8 +127,10 @@ def test_dirty_rounds_are_followed_by_more(monkeypatch: pytest.MonkeyPatch) -> N
             pass
 
     counts = dataclasses.replace(FAST, rounds=2, most_rounds=9)
-    found = contest([REFERENCE], lambda *_: Scripted(), counts)
-    assert [one["conditions"]["dirty"] for one in found[REFERENCE]["rounds"]] == [["busy"], [], None]
+    found = contest([REFERENCE], lambda *_: Scripted(), counts)[REFERENCE]["rounds"]
+    assert [(one["round"], one["conditions"]["dirty"]) for one in found] == [(0, ["busy"]), (1, []), (2, None)]
+    again = contest([REFERENCE], lambda *_: Scripted(), dataclasses.replace(counts, retries=1))[REFERENCE]["rounds"]
+    assert [(one["round"], one["conditions"]["dirty"]) for one in again] == [(0, ["busy"]), (0, []), (1, None)]
 
 
 def test_what_is_missing_says_why() -> None:

@@ -42,16 +42,17 @@ Opener = Callable[[str, Task], Child]
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """`rounds` clean ones of every arm, `most_rounds` at most; `runs` calls or `most` seconds a turn; `warm`: seconds
-    before timing; `patience`: seconds a turn may wait for others to end, such as the last arm's spinning workers;
+    """`rounds` clean ones of every arm, `most_rounds` at most; `runs` calls or `most` seconds a turn; `retries`: how
+    often a dirty turn is taken again in its round; `warm`: seconds before timing; `patience`: seconds a turn may wait for others to end, such as the last arm's spinning workers;
     `seeds`: portraits compared.
     """
 
     rounds: int = 5
     most_rounds: int = 9
     runs: int = 40
-    most: float = 0.8
-    warm: float = 0.2
+    most: float = 0.6
+    retries: int = 2
+    warm: float = 0.15
     patience: float = 2.0
     seeds: int = 8
 
@@ -120,7 +121,6 @@ def _judge(alive: dict[str, Child], results: dict[str, JSON], counts: Counts) ->
 def _rounds(
     alive: dict[str, Child], results: dict[str, JSON], counts: Counts, deadline: Deadline, tell: Callable[[str], None]
 ) -> None:
-    request = {"do": "measure", "warm": counts.warm, "runs": counts.runs, "most": counts.most}
     longest = 0.0
     for number in range(counts.most_rounds):
         if deadline.left < longest or all(_clean(results[name]) >= counts.rounds for name in alive):
@@ -128,13 +128,23 @@ def _rounds(
         tell(f"round {number + 1}")
         begin = time.monotonic()
         for name, child in list(alive.items()):
-            wait_for_quiet(time.monotonic() + min(counts.patience, deadline.left))
-            answer = _attempt(results[name], lambda child=child: child.ask(request, QUICK))
-            if answer is None:
+            if not _turn(child, results[name], number, counts, deadline):
                 del alive[name]
-            else:
-                results[name]["rounds"].append({"round": number, **answer})
         longest = max(longest, time.monotonic() - begin)
+
+
+def _turn(child: Child, result: JSON, number: int, counts: Counts, deadline: Deadline) -> bool:
+    """One arm's part of a round, again where others disturbed it; whether the arm is still there."""
+    request = {"do": "measure", "warm": counts.warm, "runs": counts.runs, "most": counts.most}
+    for _ in range(1 + counts.retries):
+        wait_for_quiet(time.monotonic() + min(counts.patience, deadline.left))
+        answer = _attempt(result, lambda: child.ask(request, QUICK))
+        if answer is None:
+            return False
+        result["rounds"].append({"round": number, **answer})
+        if not answer["conditions"]["dirty"]:
+            break
+    return True
 
 
 def _clean(result: JSON) -> int:

@@ -43,7 +43,7 @@ class TorchArm:
         if self._networks is None:
             raise RuntimeError("prepare first")
         noise = torch.from_numpy(self._task.noise(seed)).to(memory_format=torch.channels_last)
-        with torch.no_grad():
+        with torch.no_grad() if self._compiled else torch.inference_mode():
             image: Tensor = self._networks(torch.from_numpy(self._task.window()), noise)
         return image[0].numpy()  # type: ignore[no-any-return]
 
