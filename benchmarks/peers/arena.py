@@ -43,8 +43,8 @@ Opener = Callable[[str, Task], Child]
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """`rounds` clean ones of every arm, `most_rounds` at most; `runs` calls or `most` seconds a turn; `retries`: how
-    often a dirty turn is taken again in its round; `warm`: seconds before timing; `patience`: seconds a turn may wait for others to end, such as the last arm's spinning workers;
-    `seeds`: portraits compared.
+    often a dirty turn is taken again in its round; `warm`: seconds before timing; `patience`: seconds a turn may wait
+    for others to end, such as the last arm's spinning workers; `seeds`: portraits compared.
     """
 
     rounds: int = 5
