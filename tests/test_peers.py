@@ -234,6 +234,10 @@ def test_the_whole_command_on_a_tiny_bundle(tmp_path: Path, monkeypatch: pytest.
     assert measured["onnxruntime naive"]["quality"]["identical"]
     assert measured["onnxruntime naive"]["prepared"]["parity_db"] == IDENTICAL_DB
     assert out.with_suffix(".png").is_file()
+    assert command.main([*words[:5], "2", *words[6:]]) == 0
+    again = json.loads(out.read_bytes())["contests"]
+    assert [contest["threads"] for contest in again] == [2, 1]
+    assert again[1] == found["contests"][0]  # of the earlier run
 
 
 @pytest.mark.parametrize("arm", [SHORTCUT, DIFFUSION])

@@ -1,7 +1,9 @@
 """Ours beside what others would do on this machine, in one run: `python -m benchmarks.peers -o OUT.json`.
 
-Writes OUT.json with every value, OUT.md and OUT.png beside it, and prints the table. `--from OUT.json` makes table and
-plot again without measuring.
+Writes OUT.json with every value, OUT.md and OUT.png beside it, and prints the table. Contests of an earlier run that
+lie in OUT.json stay there where they are of the same bundle and steps and of other numbers of threads, so that a
+disturbed one can be measured again by itself (`--threads`). `--from OUT.json` makes table and plot again without
+measuring.
 """
 
 from __future__ import annotations
@@ -63,25 +65,39 @@ def measure(options: argparse.Namespace) -> JSON:
         Counts(rounds=options.rounds, most_rounds=2 * options.rounds, patience=options.patience),
         environment(),
     )
-    deadline, contests = Deadline(60 * options.minutes), []
+    deadline, contests = Deadline(60 * options.minutes), _kept(options.out, identity, steps, options.threads)
     for number, threads in enumerate(options.threads):
         task = Task(folder, options.network, steps, None if threads == usable_cores() else threads)
         share = Deadline(deadline.left / (len(options.threads) - number))
         here, opener = [name for name in chosen if name not in lacking], open_child(options.out.with_name(LOG))
         found = contest(here, task, opener, counts=counts, deadline=share, tell=_tell)
-        contests.append({"threads": threads, "missing": lacking, "arms": found})
+        contests.append({"threads": threads, "time": _now(), "missing": lacking, "arms": found})
     return {
         "schema_version": reports.SCHEMA_VERSION,
         "kind": reports.KIND,
-        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "time": _now(),
         "version": __version__,
         "bundle": {"name": manifest.name, "sha256": identity},
         "settings": {"steps": steps, "seeds": counts.seeds, "rounds": counts.rounds, "network": options.network},
         "machine": begin,
         "versions": {**versions(), "openvino": _version("openvino")},
-        "arms": {n: {"what": a.what, "steps": a.steps or steps, "random": a.random} for n, a in chosen.items()},
-        "contests": contests,
+        "arms": {n: {"what": a.what, "steps": a.steps or steps, "random": a.random} for n, a in arms().items()},
+        "contests": sorted(contests, key=lambda contest: -int(contest["threads"])),
     }
+
+
+def _kept(out: Path, identity: str, steps: int, threads: Sequence[int]) -> list[JSON]:
+    """The contests of an earlier run that are not measured again."""
+    if not out.exists():
+        return []
+    earlier = reports.read(out)
+    if (earlier["bundle"]["sha256"], earlier["settings"]["steps"]) != (identity, steps):
+        return []
+    return [contest for contest in earlier["contests"] if contest["threads"] not in threads]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _chosen(names: Sequence[str]) -> dict[str, Arm]:

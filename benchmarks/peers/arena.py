@@ -108,7 +108,8 @@ def _judge(alive: dict[str, Child], results: dict[str, JSON], counts: Counts) ->
     seeds = list(range(counts.seeds))
     drawn: dict[str, Images] = {}
     for name, child in list(alive.items()):
-        answer = _attempt(results[name], lambda child=child: child.ask({"do": "draw", "seeds": seeds}, QUICK))
+        wait_for_quiet(time.monotonic() + counts.patience)
+        answer = _attempt(results[name], lambda child=child: child.ask({"do": "draw", "seeds": seeds}, SLOWEST))
         if answer is None:
             del alive[name]
         else:
