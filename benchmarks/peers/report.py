@@ -15,6 +15,7 @@ from runtime.errors import InvalidArgument
 SCHEMA_VERSION, KIND = 1, "s2f-peers"
 FEWEST_CLEAN = 3
 """Clean rounds without which the dirty ones are taken too, and said to be."""
+TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 LONGEST = 160
 """Characters of a reason in the table."""
 
@@ -74,28 +75,32 @@ def markdown(report: JSON) -> str:
 
 
 def plot(report: JSON) -> bytes:
-    """A PNG: a bar per arm and number of threads, milliseconds on a logarithmic axis, the range of the rounds on it."""
+    """A PNG: a dot per arm and number of threads at its median, a line over the medians of its rounds."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     contests = [contest for contest in report["contests"] if summarise(contest)]
-    figure, axes = plt.subplots(1, max(1, len(contests)), figsize=(5.2 * max(1, len(contests)), 4.2), squeeze=False)
+    width = max(1, len(contests))
+    figure, axes = plt.subplots(1, width, figsize=(5.4 * width, 4), squeeze=False, layout="constrained")
     for axis, contest in zip(axes[0], contests, strict=False):
         found = summarise(contest)["arms"]
         names = sorted(found, key=lambda name: found[name]["p50"], reverse=True)
-        middle = [found[name]["p50"] for name in names]
-        spread = np.array([[found[n]["p50"] - found[n]["least"], found[n]["most"] - found[n]["p50"]] for n in names]).T
-        colours = ["tab:green" if name.startswith(OURS) else "tab:gray" for name in names]
-        axis.barh(names, middle, xerr=np.maximum(spread, 0), color=colours, error_kw={"elinewidth": 1})
-        for place, value in enumerate(middle):
-            axis.text(value, place, f" {value:.1f}", va="bottom", fontsize=7)
+        for place, name in enumerate(names):
+            line, colour = found[name], "tab:green" if name.startswith(OURS) else "tab:gray"
+            axis.plot([line["least"], line["most"]], [place, place], color=colour, linewidth=1.5)
+            axis.plot(line["p50"], place, "o", color=colour, markersize=5)
+            axis.text(line["p50"], place + 0.15, f"{line['p50']:.1f}", ha="center", va="bottom", fontsize=7)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.set_xscale("log")
-        axis.set_xlabel("ms, speech to pixels: median, and medians of the rounds")
+        shown = [tick for tick in TICKS if axis.get_xlim()[0] <= tick <= axis.get_xlim()[1]]
+        axis.set_xticks(shown, [str(tick) for tick in shown], fontsize=8)
+        axis.minorticks_off()
+        axis.set_ylim(-0.5, len(names))
+        axis.grid(axis="x", linewidth=0.3)
+        axis.set_xlabel("ms, speech to pixels", fontsize=8)
         axis.set_title(_threads(contest), fontsize=10)
-        axis.tick_params(labelsize=8)
-    figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
     plt.close(figure)
