@@ -130,6 +130,16 @@ def count(data: bytes) -> Cost:
     )
 
 
+def matrix_by_operator(data: bytes) -> dict[str, int]:
+    """Operations of matrix work by operator, such as Conv. Raises as `count`."""
+    graph = Graph(_inferred(data))
+    found: dict[str, int] = defaultdict(int)
+    for node in graph.nodes:
+        if node.op_type in MATRIX:
+            found[node.op_type] += 2 * MATRIX[node.op_type](node, graph)
+    return dict(found)
+
+
 class Graph:
     """A static graph without what depends on constants alone, and with views seen through. Raises InvalidArgument."""
 

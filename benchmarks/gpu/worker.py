@@ -1,44 +1,29 @@
-"""A second interpreter that measures on the same card: a child process that takes requests as lines of JSON.
+"""A second interpreter that measures on the same card: a child process that takes requests (`benchmarks.children`).
 
-It lives as long as the comparison, because what it prepares (compiling) may take minutes; while it waits for a request
-it uses neither processor nor GPU. Requests and answers:
+It lives as long as the comparison. Requests and answers:
 
     {"do": "hello"}                              {"ways": [names], "missing": {family: reason}, "versions": {…}}
     {"do": "probe"}                              what the card reaches, by PyTorch
     {"do": "prepare", "way": name}               what `Way.prepare` tells
     {"do": "measure", "way": name, "runs": n, "warm": s, "most": s}    {"ms": […]}
-
-An answer with "error" says what went wrong.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import json
-import logging
 import os
-import queue
-import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast
 
+from benchmarks import children
 from benchmarks.gpu.arms import Way, here
-from benchmarks.gpu.parts import JSON, collected, describe, plain
+from benchmarks.gpu.parts import JSON, collected
 from benchmarks.gpu.plan import Job, stopwatch, warm_up
 from runtime.doctor import package_versions
 from runtime.errors import BackendFailed
 
-logger = logging.getLogger(__name__)
-
 SCRIPT = Path(__file__).with_name("run.py")
 LOG = "worker.log"
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-GRACE = 10.0
 
 
 class Local:
@@ -94,101 +79,20 @@ def versions() -> dict[str, str | None]:
 
 
 def serve(job: Job) -> int:
-    """Answer requests from standard input until it ends. What libraries print goes to standard error."""
-    _end_with_parent()
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    """Answer requests from standard input until it ends."""
     local = Local(job)
-    for line in sys.stdin:
-        try:
-            answer = local.ask(json.loads(line))
-        except Exception as error:
-            logger.exception("%s", line.strip())
-            answer = {"error": describe(error)}
-        answers.write(json.dumps(plain(answer)) + "\n")
-        answers.flush()
+    children.serve(local.ask)
     local.close()
     return 0
 
 
-def _end_with_parent() -> None:
-    """Where Linux can: a parent that is killed takes this process with it, also in the middle of a compilation."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-class Remote:
+class Remote(children.Child):
     """The ways of another interpreter. Close it."""
 
     def __init__(self, job: Job, python: Path) -> None:
         """Starts the child. Raises BackendFailed where that is impossible."""
-        self._command = [str(python), str(SCRIPT), "serve", *arguments_of(job)]
-        self._environment = foreign(os.environ, job.torch_path)
-        self._log = job.out / LOG
-        self._start()
-
-    def ask(self, request: JSON, seconds: float | None = None) -> JSON:
-        """The answer to a request, within so many seconds. Raises BackendFailed; after a time-out the child is dead."""
-        try:
-            self._requests.write(json.dumps(request) + "\n")
-            self._requests.flush()
-            line = self._answers.get(timeout=seconds)
-        except queue.Empty:
-            self.close(grace=0)
-            raise BackendFailed(f"no answer to {request} in {seconds:.0f} s; the other interpreter was ended") from None
-        except (OSError, ValueError):  # a broken or closed pipe
-            line = ""
-        if not line:
-            raise BackendFailed(f"the other interpreter ended at {request}; {LOG} beside the results says why")
-        answer: Any = json.loads(line)
-        if "error" in answer:
-            raise BackendFailed(str(answer["error"]))
-        return dict(answer)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the child still runs."""
-        return self._process.poll() is None
-
-    def restart(self) -> None:
-        """Begin anew with another child, in which nothing is prepared."""
-        self.close(grace=0)
-        self._start()
-
-    def close(self, grace: float = GRACE) -> None:
-        """End the child and what it started; closing twice is harmless."""
-        with contextlib.suppress(OSError):
-            self._requests.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # its session, whose leader may be gone while others are not
-        self._process.wait()
-
-    def _start(self) -> None:
-        try:
-            with self._log.open("ab") as log:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=self._environment,
-                    text=True,
-                    encoding="utf-8",
-                    start_new_session=True,  # compilers start processes of their own, which must end with it
-                )
-        except OSError as error:
-            raise BackendFailed(f"{self._command[0]} cannot be started: {error.strerror or error}") from error
-        self._requests = cast("IO[str]", self._process.stdin)
-        self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_read, args=(self._process.stdout, self._answers), daemon=True).start()
-
-
-def _read(stream: IO[str], answers: queue.Queue[str]) -> None:
-    for line in stream:
-        answers.put(line)
-    answers.put("")  # the end
+        command = [str(python), str(SCRIPT), "serve", *arguments_of(job)]
+        super().__init__(command, foreign(os.environ, job.torch_path), job.out / LOG, "the other interpreter")
 
 
 def arguments_of(job: Job) -> list[str]:

@@ -1,0 +1,116 @@
+"""Arms that open the bundle's three graphs and drive the loop from the host, as an integrator would by hand."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.gpu.parts import JSON
+from benchmarks.peers.task import Pixels, Task, check_parity
+from runtime.bundle import STAGES
+
+Array = npt.NDArray[Any]
+Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""A graph: arrays by name in, arrays by name out."""
+
+
+class ByHand:
+    """Encoder, as many steps as asked for, decoder."""
+
+    def __init__(self, task: Task, open_stage: Callable[[Task, str], Run], *, exact: bool) -> None:
+        """`exact`: in float32, so that parity must hold."""
+        self._task, self._open, self._exact = task, open_stage, exact
+        self._stages: dict[str, Run] = {}
+
+    def prepare(self) -> JSON:
+        """Open the graphs."""
+        begin = time.monotonic()
+        self._stages = {stage: self._open(self._task, stage) for stage in STAGES}
+        about: JSON = {"seconds": round(time.monotonic() - begin, 2)}
+        return {**about, "parity_db": round(check_parity(self._task, self), 2)} if self._exact else about
+
+    def draw(self, seed: int) -> Pixels:
+        """See `Peer`."""
+        task, manifest = self._task, self._task.bundle.manifest
+        condition = self._stages["encoder"]({"pcm": task.window()})["condition"]
+        given = {"condition": condition, **options(task)}
+        state = {"latent": task.noise(seed)}
+        if manifest.history:
+            state["history"] = np.zeros(task.latent, np.float32)
+        first = manifest.table(task.steps).first_row
+        for row in range(first, first + task.steps):
+            made = self._stages["unet"]({**state, **given, "step": np.array([row], np.int64)})
+            state = {name: made[f"{name}_next"] for name in state}
+        image: Pixels = np.array(self._stages["decoder"]({"latent": state["latent"]})["image"][0])
+        return image
+
+    def close(self) -> None:
+        """See `Peer`."""
+        self._stages.clear()
+
+
+def options(task: Task) -> dict[str, Array]:
+    """The defaults of what the bundle's caller may choose."""
+    manifest = task.bundle.manifest
+    found = {
+        "guidance": (manifest.guidance, manifest.guidance.default),
+        "prior_weight": (manifest.prior, manifest.prior.weight),
+    }
+    return {name: np.array([value], np.float32) for name, (spec, value) in found.items() if not spec.fixed}
+
+
+def naive_onnxruntime(task: Task, stage: str) -> Run:
+    """A session with every option as it comes, but for the number of threads where one is asked for."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    if task.threads is not None:
+        settings.intra_op_num_threads = task.threads
+    session = onnxruntime.InferenceSession(task.bundle.files[stage], settings, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+    return run
+
+
+def openvino(precision: str) -> Callable[[Task, str], Run]:
+    """The graph at batch 1, compiled for latency in `precision` ("f32", "bf16"); inputs are not copied."""
+
+    def open_stage(task: Task, stage: str) -> Run:
+        request = openvino_request(task, stage, precision)
+        names = [tensor.any_name for tensor in request.model_outputs]
+
+        def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+            results = request.infer(dict(feeds), share_inputs=True)
+            return {name: results[name] for name in names}
+
+        return run
+
+    return open_stage
+
+
+def openvino_request(task: Task, stage: str, precision: str, extra: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """What runs a stage of the task's bundle in OpenVINO; `extra`: further properties."""
+    core = openvino_package().Core()
+    model = core.read_model(task.bundle.files[stage])
+    model.reshape({t.any_name: [1 if dim.is_dynamic else dim for dim in t.partial_shape] for t in model.inputs})
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **extra}
+    if task.threads is not None:
+        hints["INFERENCE_NUM_THREADS"] = str(task.threads)
+    return core.compile_model(model, "CPU", hints).create_infer_request()
+
+
+def openvino_package() -> Any:
+    """The package without its telemetry, which reports to Google Analytics at the first import."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails then
+    import openvino
+
+    return openvino
