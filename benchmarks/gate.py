@@ -1,0 +1,114 @@
+"""Does the gate of `s2f bench` tell a slower build from noise? Reruns of one build, and the same slowed down by sleep.
+
+python -m benchmarks.gate -o OUT.json [--reruns 20] [--slowed 10] [--sleep 0.3]
+
+Each run is a process of its own, held against this machine's baseline in benchmarks/baselines; runs of both kinds are
+interleaved. The sleep is put in here, around the pipeline: after every call, that share of the time it took.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from runtime import bench, cli
+from runtime.errors import CODES, S2FError
+from runtime.output import check_writable, write_file
+from runtime.pipeline import Pipeline
+
+BASELINES = Path(__file__).with_name("baselines")
+LIMIT, RUNS, PATIENCE = 1.10, 100, 60.0
+
+
+def slowed(share: float) -> type[Pipeline]:
+    """A pipeline that sleeps after every call."""
+
+    class Slowed(Pipeline):
+        def generate(self, *arguments: Any, **options: Any) -> Any:
+            begin = time.perf_counter()
+            portraits = super().generate(*arguments, **options)
+            time.sleep(share * (time.perf_counter() - begin))
+            return portraits
+
+    return Slowed
+
+
+def run(out: Path, sleep: float) -> int:
+    """One `s2f bench` held against the baseline; its exit status."""
+    options = ["--warm-only", f"--runs={RUNS}", f"--patience={PATIENCE:g}", f"--json={out}"]
+    gate = [f"--baseline={BASELINES}", f"--max-ratio={LIMIT:g}"]
+    pipeline = slowed(sleep) if sleep else Pipeline
+    with mock.patch("runtime.bench.report.Pipeline", pipeline):
+        return cli.main(["bench", *options, *gate])
+
+
+def judged(out: Path, sleep: float, base: dict[str, Any]) -> dict[str, Any]:
+    """What a run in a process of its own ended with, and how it compares."""
+    command = [sys.executable, "-m", "benchmarks.gate", "-o", str(out), "--child", "--sleep", str(sleep)]
+    status = subprocess.run(command, capture_output=True, check=False).returncode
+    report = bench.read_report(out)
+    found = bench.compare(base, report)
+    return {
+        "sleep": sleep,
+        "status": status,
+        "judged": found.judged,
+        "ratio": vars(found.ratios["end_to_end"]),
+        "p50_quiet_ms": report["quiet_ms"].get("end_to_end", {}).get("p50"),
+        "quiet_blocks": sum(not one["conditions"]["dirty"] for one in report["blocks"]),
+        "blocks": len(report["blocks"]),
+        "others": report["conditions"]["calls"]["others"],
+    }
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts: how many there were, were judged, were called slower; and the range of their ratios."""
+    ratios = [one["ratio"]["value"] for one in runs if one["judged"]]
+    return {
+        "runs": len(runs),
+        "judged": len(ratios),
+        "called_slower": sum(one["status"] == CODES["Slower"] for one in runs),
+        "least": min(ratios, default=None),
+        "most": max(ratios, default=None),
+    }
+
+
+def main() -> int:
+    """Measures, prints the counts and writes all runs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--reruns", type=int, default=20)
+    parser.add_argument("--slowed", type=int, default=10)
+    parser.add_argument("--sleep", type=float, default=0.3)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return run(options.out, options.sleep)
+    try:
+        check_writable(options.out)
+        base = bench.read_report(bench.baseline(BASELINES))
+        runs: list[dict[str, Any]] = []
+        with tempfile.TemporaryDirectory() as folder:
+            for number in range(max(options.reruns, options.slowed)):
+                for sleep, count in ((0.0, options.reruns), (options.sleep, options.slowed)):
+                    if number < count:
+                        runs.append(judged(Path(folder) / "run.json", sleep, base))
+                        sys.stderr.write(f"{runs[-1]}\n")
+        kinds = {"same_build": 0.0, "slowed": options.sleep}
+        counts = {name: summary([one for one in runs if one["sleep"] == sleep]) for name, sleep in kinds.items()}
+        result = {"kind": "s2f-gate", "limit": LIMIT, "sleep": options.sleep, "calls": RUNS, "patience_s": PATIENCE}
+        machine = bench.environment()
+        write_file(options.out, bench.to_json({**result, "machine": machine, **counts, "runs": runs}).encode())
+    except S2FError as error:
+        sys.stderr.write(f"gate: error [{error.code}]: {error}\n")
+        return error.code
+    for name, found in counts.items():
+        sys.stdout.write(f"{name}: {found}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""How fast a bundle is here: what `s2f bench` runs, and the one measuring core that benchmarks/ uses too.
+
+`block` times calls and knows what the machine did meanwhile, `statistics` sums them up, `ratio` compares two with an
+interval, `environment` says what they depend on; `measure` makes the whole report of a bundle.
+"""
+
+from .compare import Comparison, baseline, compare, comparison_text, gate, read_report
+from .core import Block, Ratio, Work, block, ratio, statistics, stopwatch
+from .disturbance import Snapshot, between, snapshot, wait_for_quiet
+from .environment import environment, machine_id, state, versions
+from .report import RUNS, SCHEMA_VERSION, WARMUP, collect, figures, measure, raw_values
+from .speech import synthetic_speech, wav_bytes
+from .text import table, to_json, to_markdown, to_text
+
+__all__ = [
+    "RUNS",
+    "SCHEMA_VERSION",
+    "WARMUP",
+    "Block",
+    "Comparison",
+    "Ratio",
+    "Snapshot",
+    "Work",
+    "baseline",
+    "between",
+    "block",
+    "collect",
+    "compare",
+    "comparison_text",
+    "environment",
+    "figures",
+    "gate",
+    "machine_id",
+    "measure",
+    "ratio",
+    "raw_values",
+    "read_report",
+    "snapshot",
+    "state",
+    "statistics",
+    "stopwatch",
+    "synthetic_speech",
+    "table",
+    "to_json",
+    "to_markdown",
+    "to_text",
+    "versions",
+    "wait_for_quiet",
+    "wav_bytes",
+]
