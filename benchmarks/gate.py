@@ -58,8 +58,8 @@ def judged(out: Path, sleep: float, base: dict[str, Any]) -> dict[str, Any]:
         "judged": found.judged,
         "ratio": vars(found.ratios["end_to_end"]),
         "p50_quiet_ms": report["quiet_ms"].get("end_to_end", {}).get("p50"),
-        "quiet_blocks": sum(not one["conditions"]["dirty"] for one in report["blocks"]),
-        "blocks": len(report["blocks"]),
+        "undisturbed": report["quiet_ms"].get("end_to_end", {}).get("count", 0),
+        "calls": report["stages_ms"]["end_to_end"]["count"],
         "others": report["conditions"]["calls"]["others"],
     }
 

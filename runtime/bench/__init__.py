@@ -5,10 +5,10 @@ interval, `environment` says what they depend on; `measure` makes the whole repo
 """
 
 from .compare import Comparison, baseline, compare, comparison_text, gate, read_report
-from .core import Block, Ratio, Work, block, ratio, statistics, stopwatch
-from .disturbance import Snapshot, between, snapshot, wait_for_quiet
+from .core import Block, Ratio, Timed, Work, block, flat, ratio, statistics, stopwatch, values
+from .disturbance import Snapshot, between, snapshot
 from .environment import environment, machine_id, state, versions
-from .report import RUNS, SCHEMA_VERSION, WARMUP, collect, figures, measure, raw_values
+from .report import RUNS, SCHEMA_VERSION, WARMUP, collect, figures, measure
 from .speech import synthetic_speech, wav_bytes
 from .text import table, to_json, to_markdown, to_text
 
@@ -20,6 +20,7 @@ __all__ = [
     "Comparison",
     "Ratio",
     "Snapshot",
+    "Timed",
     "Work",
     "baseline",
     "between",
@@ -29,11 +30,11 @@ __all__ = [
     "comparison_text",
     "environment",
     "figures",
+    "flat",
     "gate",
     "machine_id",
     "measure",
     "ratio",
-    "raw_values",
     "read_report",
     "snapshot",
     "state",
@@ -44,7 +45,7 @@ __all__ = [
     "to_json",
     "to_markdown",
     "to_text",
+    "values",
     "versions",
-    "wait_for_quiet",
     "wav_bytes",
 ]

@@ -1,7 +1,7 @@
 """Two reports beside each other: how many times as long the second takes, with intervals, and a gate on it.
 
-Only blocks that nothing disturbed are compared, where both reports have enough of them. Where not, the ratios are
-those of all blocks and the gate is silent: noise must not fail a build.
+Only calls that nothing disturbed are compared, where both reports have enough of them. Where not, the ratios are those
+of all calls and the gate is silent: noise must not fail a build.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidArgument, Slower
-from .core import Ratio, ratio
+from .core import Block, Ratio, flat, ratio, values
 from .environment import machine_id
-from .report import KIND, SCHEMA_VERSION, raw_values
+from .report import KIND, SCHEMA_VERSION
 from .text import table
 
-ENOUGH = 5
-"""Quiet blocks that both reports must have to be judged."""
+QUIET_CALLS, QUIET_BLOCKS = 30, 3
+"""Undisturbed calls, and blocks with any, that both reports must have to be judged."""
 MAX_BYTES = 64 * 2**20
 SAME = ("device", "threads", "steps", "batch")
 WHOLE = "end_to_end"
@@ -30,7 +30,9 @@ WHOLE = "end_to_end"
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`ratios`: time of the second report by that of the first, per stage. `judged`: both had enough quiet blocks."""
+    """`ratios`: time of the second report by that of the first, per stage. `medians`: of both, in milliseconds.
+    `judged`: both had enough undisturbed calls.
+    """
 
     ratios: dict[str, Ratio]
     medians: dict[str, tuple[float, float]]
@@ -93,18 +95,19 @@ def compare(first: dict[str, Any], second: dict[str, Any], *, anyway: bool = Fal
         raise InvalidArgument(
             f"The reports differ in more than time: {'; '.join(differences)}. Compare them anyway with --anyway."
         )
-    quiet = [[one for one in report["blocks"] if not one["conditions"]["dirty"]] for report in (first, second)]
-    judged = min(map(len, quiet)) >= ENOUGH
-    sides = quiet if judged else [first["blocks"], second["blocks"]]
-    blocks = [_by_stage(side) for side in sides]
-    stages = [name for name in blocks[0] if name in blocks[1]]
+    sides = [[Block.from_json(one) for one in report["blocks"]] for report in (first, second)]
+    quiet = [values(side, quiet=True) for side in sides]
+    calls = [len(flat(side.get(WHOLE, []))) for side in quiet]
+    judged = min(calls) >= QUIET_CALLS and min(len(side[WHOLE]) for side in quiet) >= QUIET_BLOCKS
+    old, new = quiet if judged else [values(side) for side in sides]
     warnings = [*differences, *_warnings(first, second)]
     if not judged:
-        least = f"{ENOUGH} quiet blocks are needed in both, there are {len(quiet[0])} and {len(quiet[1])}"
-        warnings.append(f"{least}: all blocks are compared, and nothing is judged")
+        least = f"{QUIET_CALLS} undisturbed calls in {QUIET_BLOCKS} blocks are needed in both"
+        warnings.append(f"{least}, there are {calls[0]} and {calls[1]} calls: all are compared, and nothing is judged")
+    stages = [name for name in old if name in new and min(map(max, old[name])) > 0]
     return Comparison(
-        ratios={name: ratio(blocks[1][name], blocks[0][name]) for name in stages},
-        medians={name: (_median(blocks[0][name]), _median(blocks[1][name])) for name in stages},
+        ratios={name: ratio(new[name], old[name]) for name in stages},
+        medians={name: (_median(old[name]), _median(new[name])) for name in stages},
         judged=judged,
         warnings=warnings,
     )
@@ -136,7 +139,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def _median(blocks: list[list[float]]) -> float:
-    return round(float(np.median(np.concatenate(blocks))), 4)
+    return round(float(np.median(flat(blocks))), 4)
 
 
 def _words(found: Ratio) -> str:
@@ -151,13 +154,9 @@ def _check(report: dict[str, Any]) -> None:
     if not all(isinstance(value, (str, int)) for value in found):
         raise TypeError
     _reasons(report["conditions"]["calls"])
-    if not any(one["raw_ms"].get(WHOLE) for one in report["blocks"]):
-        raise ValueError
-    for one in report["blocks"]:
-        _reasons(one["conditions"])
-        for values in one["raw_ms"].values():
-            if not all(isinstance(v, (int, float)) and math.isfinite(v) and v >= 0 for v in values):
-                raise ValueError
+    blocks = [Block.from_json(one) for one in report["blocks"]]
+    if not any(one.works[WHOLE].raw_ms[WHOLE] for one in blocks):
+        raise ValueError("no calls")
 
 
 def _reasons(conditions: dict[str, Any]) -> list[str]:
@@ -182,13 +181,3 @@ def _warnings(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
     old, new = first["versions"], second["versions"]
     changed = [f"{name} {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]]
     return [*found, f"other versions: {', '.join(changed)}"] if changed else found
-
-
-def _by_stage(blocks: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
-    """Stage → its values, a list per block."""
-    found: dict[str, list[list[float]]] = {}
-    for one in blocks:
-        for name, values in raw_values([one]).items():
-            if any(values):
-                found.setdefault(name, []).append(values)
-    return found

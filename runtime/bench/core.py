@@ -1,8 +1,8 @@
-"""The measuring core: times of single calls, their statistics, and how many times faster one thing is than another.
+"""The measuring core: times of single calls, their statistics, and how many times as long one thing takes as another.
 
-Calls are timed in blocks of about a second. A block keeps every value and what the machine did meanwhile, so that a
-disturbed one can be told from the others, and so that an interval counts blocks: neighbouring calls are no independent
-samples, because a machine has fast and slow seconds.
+Calls are timed in blocks of about a second. A block keeps every value, how long each call had to wait for a CPU, and
+what the machine did meanwhile: so what was disturbed can be told from the rest, and intervals count blocks, because
+neighbouring calls are no independent samples: a machine has fast and slow seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .disturbance import between, snapshot
+from .disturbance import STEAL, WAITED, between, snapshot, waited_ms
 
 PERCENTILES = (50, 90, 95, 99)
 DRAWS, LEVEL = 1000, 0.95
@@ -37,33 +37,113 @@ def stopwatch(call: Callable[[], object], runs: int, seconds: float = math.inf) 
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
-    """Milliseconds by name, and what the machine did meanwhile (`disturbance.between`)."""
+class Timed:
+    """Calls of one work in order: milliseconds by name, the whole call's under the work's own name, and milliseconds
+    its threads waited for a CPU, None where this system does not tell.
+    """
 
     raw_ms: dict[str, list[float]]
+    waited_ms: list[float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The calls of a block by work, and what the machine did meanwhile (`disturbance.between`)."""
+
+    works: dict[str, Timed]
     conditions: dict[str, Any]
 
+    def quiet(self, work: str) -> list[bool]:
+        """Which calls of a work count as undisturbed: nothing else used the CPUs to speak of during the block, or the
+        call hardly had to wait for one and the host took none away.
+        """
+        timed = self.works[work]
+        walls, dirty = timed.raw_ms[work], bool(self.conditions["dirty"])
+        if not dirty or timed.waited_ms is None or (self.conditions["steal"] or 0) > STEAL:
+            return [not dirty] * len(walls)
+        return [waited <= WAITED * wall for waited, wall in zip(timed.waited_ms, walls, strict=True)]
+
     def to_json(self) -> dict[str, Any]:
-        """Values to 0.1 µs."""
-        raw = {name: [round(value, 4) for value in values] for name, values in self.raw_ms.items()}
-        return {"conditions": self.conditions, "raw_ms": raw}
+        """Plain values, milliseconds to 0.1 µs."""
+        return {
+            "conditions": self.conditions,
+            "works": {
+                work: {
+                    "raw_ms": {name: [round(value, 4) for value in values] for name, values in timed.raw_ms.items()},
+                    "waited_ms": None if timed.waited_ms is None else [round(value, 4) for value in timed.waited_ms],
+                }
+                for work, timed in self.works.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Block:
+        """What `to_json` made. KeyError, TypeError, AttributeError or ValueError for anything else."""
+        works = {}
+        for work, found in value["works"].items():
+            raw = {name: numbers(values) for name, values in found["raw_ms"].items()}
+            waited = None if found["waited_ms"] is None else numbers(found["waited_ms"])
+            if {len(values) for values in (*raw.values(), waited or raw[work])} != {len(raw[work])}:
+                raise ValueError("lists of different lengths")
+            works[work] = Timed(raw, waited)
+        conditions = dict(value["conditions"])
+        if not isinstance(conditions["dirty"], (list, type(None))) or not all(
+            value is None or 0 <= value <= math.inf for name, value in conditions.items() if name != "dirty"
+        ):
+            raise TypeError("conditions")
+        return cls(works, conditions)
+
+
+def numbers(values: Any) -> list[float]:
+    """A list of finite times. TypeError or ValueError for anything else."""
+    if not isinstance(values, list) or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        raise TypeError("no list of numbers")
+    if not all(0 <= value < math.inf for value in values):
+        raise ValueError("no times")
+    return values
 
 
 def block(works: Mapping[str, Work], runs: int, first: int = 0) -> Block:
-    """Time `runs` calls of each work, one work after the other; calls are numbered from `first`.
-
-    The wall time of a call stands under the work's name, what the work returns beside it under its own names.
-    """
-    raw: dict[str, list[float]] = {}
+    """Time `runs` calls of each work, one work after the other; calls are numbered from `first`."""
+    timed: dict[str, Timed] = {}
     before = snapshot()
     for name, work in works.items():
+        raw: dict[str, list[float]] = {}
+        waits: list[float] = []
         for number in range(first, first + runs):
-            begin = time.perf_counter_ns()
+            waited, begin = waited_ms(), time.perf_counter_ns()
             parts = work(number)
-            raw.setdefault(name, []).append((time.perf_counter_ns() - begin) / 1e6)
-            for part, value in (parts or {}).items():
+            spent, after = (time.perf_counter_ns() - begin) / 1e6, waited_ms()
+            for part, value in {name: spent, **(parts or {})}.items():
                 raw.setdefault(part, []).append(value)
-    return Block(raw, between(before, snapshot()))
+            if waited is not None and after is not None:
+                waits.append(max(0.0, after - waited))
+        timed[name] = Timed(raw, waits if len(waits) == runs else None)
+    return Block(timed, between(before, snapshot()))
+
+
+def values(blocks: Iterable[Block], *, quiet: bool = False) -> dict[str, list[list[float]]]:
+    """Milliseconds by name, a list per block in which there are any; with `quiet` those of undisturbed calls only.
+
+    "step" holds those of all steps.
+    """
+    found: dict[str, list[list[float]]] = {}
+    for one in blocks:
+        mine: dict[str, list[float]] = {}
+        for work, timed in one.works.items():
+            chosen = one.quiet(work) if quiet else [True] * len(timed.raw_ms[work])
+            for name, raw in timed.raw_ms.items():
+                mine[name] = [value for value, there in zip(raw, chosen, strict=True) if there]
+        mine["step"] = [value for name, kept in mine.items() if name.startswith("step_") for value in kept]
+        for name, kept in mine.items():
+            if kept:
+                found.setdefault(name, []).append(kept)
+    return found
+
+
+def flat(blocks: Iterable[Sequence[float]]) -> list[float]:
+    """All values of all blocks."""
+    return [value for one in blocks for value in one]
 
 
 def statistics(values: Sequence[float]) -> dict[str, float]:

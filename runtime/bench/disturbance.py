@@ -18,9 +18,12 @@ from ..machine import affinity, read_text
 
 OTHERS, STEAL, THROTTLED = 0.05, 0.02, 0.01
 """Shares of the CPU time there was above which a span is dirty."""
+WAITED = 0.02
+"""Share of its own time that a call may wait for a CPU and count as undisturbed."""
 TICKS = 2
 """The kernel counts in ticks of about 10 ms per CPU: so many are given away before anybody is blamed."""
 
+_TASKS = "/proc/self/task"
 _FIELDS = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
 _CPU = re.compile(r"^cpu(\d+)((?: \d+){4,})", re.MULTILINE)
 _STALLED = re.compile(r"^some .*total=(\d+)", re.MULTILINE)
@@ -82,18 +85,6 @@ def between(before: Snapshot, after: Snapshot) -> dict[str, Any]:
     return {**found, "dirty": _reasons(found, TICKS / _hertz() / wall)}
 
 
-def wait_for_quiet(end: float, pause: float = 0.25) -> bool:
-    """Sleep until the machine is quiet or `end` (monotonic) has come; whether there was anything to wait for."""
-    waited = False
-    while time.monotonic() < end:
-        before = snapshot()
-        time.sleep(pause)
-        if not between(before, snapshot())["dirty"]:
-            break
-        waited = True
-    return waited
-
-
 def _reasons(found: dict[str, Any], slack: float) -> list[str] | None:
     rules = (
         ("others", OTHERS + slack, OTHERS, "other programs took {0} of the CPU time, {1} is the limit"),
@@ -137,11 +128,28 @@ def throttled_seconds(text: str) -> float | None:
     return None
 
 
+def waited_ms() -> float | None:
+    """Milliseconds that this process's threads have been ready to run and waited for a CPU; None where it is not told.
+
+    Counted by the scheduler to the nanosecond, so that it tells of single calls.
+    """
+    try:
+        with os.scandir(_TASKS) as threads:
+            return sum(int(_read(f"{thread.path}/schedstat").split()[1]) for thread in threads) / 1e6
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def _throttled() -> float | None:
     root = Path("/sys/fs/cgroup")
     own = read_text(Path("/proc/self/cgroup")).partition("0::")[2].split("\n")[0].strip().lstrip("/")
     places = (root / own / "cpu.stat", root / "cpu.stat", root / "cpu" / "cpu.stat")
     return next((found for place in places if (found := throttled_seconds(read_text(place))) is not None), None)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a third of the time, and it is called beside every call
+        return file.read()
 
 
 def _children() -> float:

@@ -10,6 +10,7 @@ import datetime
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from ..errors import InvalidArgument
 from ..pipeline import Pipeline, settings_for, shipped_bundle
 from ..portrait import Portrait, Timings
 from .cold import fresh_processes
-from .core import Block, Work, block, statistics, stopwatch
-from .disturbance import between, snapshot, wait_for_quiet
+from .core import Block, Work, block, flat, statistics, stopwatch, values
+from .disturbance import between, snapshot
 from .energy import joules_per_call
 from .environment import environment, gpus, state, versions
 from .speech import synthetic_speech, wav_bytes
@@ -47,9 +48,9 @@ def measure(
 ) -> dict[str, Any]:
     """Measure a bundle; returns the report `s2f bench --json` writes. `cold=False` leaves the fresh processes out.
 
-    `patience`: seconds to wait for a quiet machine: calls go on until `runs` of them were undisturbed, or the time is
-    up. Takes about 2 · (runs + warmup) calls and 15 process starts. Raises what `load` and `generate` raise,
-    InvalidArgument for runs, warmup or patience out of range, BackendFailed where a fresh process fails.
+    `patience`: seconds for which calls go on, beyond `runs` of them, until so many were undisturbed. Takes about
+    2 · (runs + warmup) calls and 15 process starts. Raises what `load` and `generate` raise, InvalidArgument for runs,
+    warmup or patience out of range, BackendFailed where a fresh process fails.
     """
     _check("runs", runs, 1)
     _check("warmup", warmup, 0)
@@ -100,46 +101,30 @@ def measure(
 def figures(once: dict[str, list[float]], blocks: list[Block]) -> dict[str, Any]:
     """Milliseconds of what happens once and of every warm call: summaries, and the values themselves.
 
-    `stages_ms` is of all calls, `quiet_ms` of those in blocks that nothing disturbed; empty where all were disturbed.
+    `stages_ms` is of all calls, `quiet_ms` of those that nothing disturbed; empty where all were disturbed.
     """
-    every, quiet = [one.to_json() for one in blocks], [one.to_json() for one in blocks if not one.conditions["dirty"]]
     return {
-        "stages_ms": {name: statistics(values) for name, values in raw_values(every).items()},
-        "quiet_ms": {name: statistics(values) for name, values in raw_values(quiet).items()},
-        "once_ms": {name: statistics(values) for name, values in once.items()},
-        "raw_once_ms": {name: [round(value, 4) for value in values] for name, values in once.items()},
-        "blocks": every,
+        "stages_ms": {name: statistics(flat(found)) for name, found in values(blocks).items()},
+        "quiet_ms": {name: statistics(flat(found)) for name, found in values(blocks, quiet=True).items()},
+        "once_ms": {name: statistics(found) for name, found in once.items()},
+        "raw_once_ms": {name: [round(value, 4) for value in found] for name, found in once.items()},
+        "blocks": [one.to_json() for one in blocks],
     }
 
 
-def raw_values(blocks: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """The values of a report's blocks by name, in order; "step": those of all steps."""
-    raw: dict[str, list[float]] = {}
-    for one in blocks:
-        for name, values in one["raw_ms"].items():
-            raw.setdefault(name, []).extend(values)
-    steps = [value for name, values in raw.items() if name.startswith("step_") for value in values]
-    return {**raw, "step": steps} if steps else raw  # a device that draws in one launch does not tell them apart
-
-
-def collect(works: dict[str, Work], runs: int, size: int, patience: float = 0.0) -> list[Block]:
-    """Blocks of at most `size` calls of each work, until there are `runs` calls.
-
-    With patience a block is begun when the machine is quiet, and there is no end until `runs` calls were undisturbed
-    or the patience is over.
+def collect(works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0) -> list[Block]:
+    """Blocks of at most `size` calls of each work until there are `runs` calls, or with patience until so many calls
+    of the first work were undisturbed or the patience is over.
     """
+    first = next(iter(works))
     blocks: list[Block] = []
     end = time.monotonic() + patience
     calls = quiet = 0
-    while quiet < runs and (calls < runs or time.monotonic() < end):
-        if patience and wait_for_quiet(end):
-            for work in works.values():
-                work(calls)
-        wanted = min(size, runs - quiet if patience else runs - calls)
-        one = block(works, wanted, calls)
-        blocks.append(one)
+    while calls < runs or (quiet < runs and time.monotonic() < end):
+        wanted = min(size, runs - calls) if calls < runs else min(size, runs - quiet)
+        blocks.append(block(works, wanted, calls))
         calls += wanted
-        quiet += 0 if one.conditions["dirty"] else wanted
+        quiet += sum(blocks[-1].quiet(first))
     return blocks
 
 
@@ -184,7 +169,7 @@ def _stages(timings: Timings) -> dict[str, float]:
     return {**known, "graphs": timings.graphs}
 
 
-def _warm(works: dict[str, Work], runs: int, warmup: int, patience: float) -> tuple[list[Block], dict[str, Any]]:
+def _warm(works: Mapping[str, Work], runs: int, warmup: int, patience: float) -> tuple[list[Block], dict[str, Any]]:
     """The timed blocks, and what the machine did from the first to the last."""
     size = BLOCK_CALLS
     if warmup:

@@ -39,7 +39,7 @@ def to_markdown(report: dict[str, Any]) -> str:
     for rows in (_calls(report), _once(report)):
         lines += [*table(rows), ""]
     lines += [f"- {name}: {value}" for name, value in _facts(report).items()]
-    return "\n".join([*lines, *(f"- {line}" for line in verdicts(report))]) + "\n"
+    return "\n".join([*lines, *(f"- {' '.join(line.split())}" for line in verdicts(report))]) + "\n"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -51,9 +51,10 @@ def verdicts(report: dict[str, Any]) -> list[str]:
     """Whether the times can be trusted, in words: those of the calls, and those of what happens once."""
     blocks = report["blocks"]
     disturbed = sum(bool(one["conditions"]["dirty"]) for one in blocks)
-    calls = _verdict(report["conditions"]["calls"]["dirty"])
+    every, quiet = (report[kind].get("end_to_end", {}).get("count", 0) for kind in ("stages_ms", "quiet_ms"))
     return [
-        f"calls {calls} ({disturbed} of {len(blocks)} blocks disturbed)",
+        f"calls {_verdict(report['conditions']['calls']['dirty'])}",
+        f"      {disturbed} of {len(blocks)} blocks were disturbed; {quiet} of {every} calls were not",
         f"once  {_verdict(report['conditions']['once']['dirty'])}",
     ]
 
@@ -92,7 +93,7 @@ def _calls(report: dict[str, Any]) -> list[list[str]]:
     rows = _rows("ms, each call", report["stages_ms"])
     disturbed = any(one["conditions"]["dirty"] for one in report["blocks"])
     quiet = report["quiet_ms"].get("end_to_end")
-    return rows + (_rows("", {"end_to_end, quiet blocks": quiet})[1:] if disturbed and quiet else [])
+    return rows + (_rows("", {"end_to_end, undisturbed calls": quiet})[1:] if disturbed and quiet else [])
 
 
 def _once(report: dict[str, Any]) -> list[list[str]]:
