@@ -29,7 +29,8 @@ from typing import IO, Any, cast
 
 from benchmarks.gpu.arms import Way, here
 from benchmarks.gpu.parts import JSON, collected, describe, plain
-from benchmarks.gpu.plan import Job, stopwatch, warm_up
+from benchmarks.gpu.plan import Job, warm_up
+from runtime.bench import stopwatch
 from runtime.doctor import package_versions
 from runtime.errors import BackendFailed
 

@@ -4,12 +4,12 @@
 interval, `environment` says what they depend on; `measure` makes the whole report of a bundle.
 """
 
-from .compare import Comparison, baseline, compare, comparison_text, gate, read_report
+from .comparison import Comparison, baseline, compare, comparison_text, gate, read_report
 from .core import Block, Ratio, Timed, Work, block, flat, ratio, statistics, stopwatch, values
-from .disturbance import Snapshot, between, snapshot
-from .environment import environment, machine_id, state, versions
+from .disturbance import Snapshot, between, snapshot, wait_for_quiet
 from .report import RUNS, SCHEMA_VERSION, WARMUP, collect, figures, measure
 from .speech import synthetic_speech, wav_bytes
+from .system import environment, machine_id, state, versions
 from .text import table, to_json, to_markdown, to_text
 
 __all__ = [
@@ -47,5 +47,6 @@ __all__ = [
     "to_text",
     "values",
     "versions",
+    "wait_for_quiet",
     "wav_bytes",
 ]

@@ -21,6 +21,7 @@ from .disturbance import STEAL, WAITED, between, snapshot, waited_ms
 PERCENTILES = (50, 90, 95, 99)
 DRAWS, LEVEL = 1000, 0.95
 
+Floats: TypeAlias = npt.NDArray[np.float64]
 Work: TypeAlias = "Callable[[int], Mapping[str, float] | None]"
 """Takes the number of the call, so that each may have a seed of its own; may return milliseconds of its parts."""
 
@@ -167,24 +168,37 @@ def ratio(over: Iterable[Sequence[float]], under: Iterable[Sequence[float]], *, 
 
     The bootstrap draws blocks and then calls out of them, always with the same random numbers: blocks are what is
     independent, and a single block still has an interval. `paired`: block i of both was measured at about the same
-    time (interleaved rounds), so both are drawn together, and slow minutes that met both do not widen the interval.
+    time (interleaved rounds); then it is the median of the blocks' own ratios, and slow minutes that met both arms do
+    not count. ValueError for no values, or pairs that are none.
     """
     tops, bottoms = ([np.asarray(one, float) for one in side if len(one)] for side in (over, under))
     if not tops or not bottoms or (paired and len(tops) != len(bottoms)):
         raise ValueError("a ratio needs blocks on both sides, and as many on each where they are paired")
     rng = np.random.default_rng(0)
-    found = np.empty(DRAWS)
-    for i in range(DRAWS):
-        chosen = rng.integers(len(tops), size=len(tops))
-        others = chosen if paired else rng.integers(len(bottoms), size=len(bottoms))
-        found[i] = _drawn_median(tops, chosen, rng) / _drawn_median(bottoms, others, rng)
+    if paired:
+        pairs = list(zip(tops, bottoms, strict=True))
+        value = _median_of_ratios(pairs)
+        found = [_median_of_ratios([_redrawn(pairs[i], rng) for i in _choice(pairs, rng)]) for _ in range(DRAWS)]
+    else:
+        value = float(np.median(np.concatenate(tops)) / np.median(np.concatenate(bottoms)))
+        found = [_drawn_median(tops, rng) / _drawn_median(bottoms, rng) for _ in range(DRAWS)]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    value = float(np.median(np.concatenate(tops)) / np.median(np.concatenate(bottoms)))
     return Ratio(round(value, 4), round(float(low), 4), round(float(high), 4))
 
 
-def _drawn_median(
-    blocks: Sequence[npt.NDArray[np.float64]], chosen: npt.NDArray[np.int64], rng: np.random.Generator
-) -> float:
-    pool = np.concatenate([blocks[i] for i in chosen])
-    return float(np.median(pool[rng.integers(pool.size, size=pool.size)]))
+def _choice(items: Sequence[Any], rng: np.random.Generator) -> list[int]:
+    chosen: list[int] = rng.integers(len(items), size=len(items)).tolist()
+    return chosen
+
+
+def _drawn_median(blocks: Sequence[Floats], rng: np.random.Generator) -> float:
+    (pool,) = _redrawn([np.concatenate([blocks[i] for i in _choice(blocks, rng)])], rng)
+    return float(np.median(pool))
+
+
+def _redrawn(samples: Iterable[Floats], rng: np.random.Generator) -> list[Floats]:
+    return [one[rng.integers(one.size, size=one.size)] for one in samples]
+
+
+def _median_of_ratios(pairs: Iterable[Sequence[Floats]]) -> float:
+    return float(np.median([np.median(over) / np.median(under) for over, under in pairs]))

@@ -20,6 +20,7 @@ OTHERS, STEAL, THROTTLED = 0.05, 0.02, 0.01
 """Shares of the CPU time there was above which a span is dirty."""
 WAITED = 0.02
 """Share of its own time that a call may wait for a CPU and count as undisturbed."""
+PAUSE = 0.2
 TICKS = 2
 """The kernel counts in ticks of about 10 ms per CPU: so many are given away before anybody is blamed."""
 
@@ -83,6 +84,15 @@ def between(before: Snapshot, after: Snapshot) -> dict[str, Any]:
         "throttled": share("throttled", wall),
     }
     return {**found, "dirty": _reasons(found, TICKS / _hertz() / wall)}
+
+
+def wait_for_quiet(end: float) -> None:
+    """Sleep until nothing else uses the CPUs to speak of, or `end` (monotonic) has come."""
+    while time.monotonic() < end:
+        before = snapshot()
+        time.sleep(PAUSE)
+        if not between(before, snapshot())["dirty"]:
+            return
 
 
 def _reasons(found: dict[str, Any], slack: float) -> list[str] | None:

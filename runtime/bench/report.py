@@ -22,10 +22,10 @@ from ..pipeline import Pipeline, settings_for, shipped_bundle
 from ..portrait import Portrait, Timings
 from .cold import fresh_processes
 from .core import Block, Work, block, flat, statistics, stopwatch, values
-from .disturbance import between, snapshot
+from .disturbance import between, snapshot, wait_for_quiet
 from .energy import joules_per_call
-from .environment import environment, gpus, state, versions
 from .speech import synthetic_speech, wav_bytes
+from .system import environment, gpus, state, versions
 
 SCHEMA_VERSION = 2
 KIND = "s2f-bench"
@@ -114,14 +114,18 @@ def figures(once: dict[str, list[float]], blocks: list[Block]) -> dict[str, Any]
 
 def collect(works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0) -> list[Block]:
     """Blocks of at most `size` calls of each work until there are `runs` calls, or with patience until so many calls
-    of the first work were undisturbed or the patience is over.
+    of the first work were undisturbed or the patience is over. Blocks beyond `runs` calls wait for a quiet machine.
     """
     first = next(iter(works))
     blocks: list[Block] = []
     end = time.monotonic() + patience
     calls = quiet = 0
     while calls < runs or (quiet < runs and time.monotonic() < end):
-        wanted = min(size, runs - calls) if calls < runs else min(size, runs - quiet)
+        if calls < runs:
+            wanted = min(size, runs - calls)
+        else:
+            wanted = min(size, runs - quiet)
+            wait_for_quiet(end)
         blocks.append(block(works, wanted, calls))
         calls += wanted
         quiet += sum(blocks[-1].quiet(first))

@@ -17,8 +17,8 @@ import numpy as np
 
 from ..errors import InvalidArgument, Slower
 from .core import Block, Ratio, flat, ratio, values
-from .environment import machine_id
 from .report import KIND, SCHEMA_VERSION
+from .system import machine_id
 from .text import table
 
 QUIET_CALLS, QUIET_BLOCKS = 30, 3
