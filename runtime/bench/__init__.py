@@ -4,9 +4,10 @@
 interval, `environment` says what they depend on; `measure` makes the whole report of a bundle.
 """
 
-from .comparison import Comparison, baseline, compare, comparison_text, gate, read_report
-from .core import Block, Ratio, Timed, Work, block, flat, ratio, statistics, stopwatch, values
+from .comparison import Comparison, baseline, compare, comparison_text, gate, pace, read_report
+from .core import Block, Ratio, Timed, Work, block, flat, pace_of, ratio, statistics, stopwatch, values
 from .disturbance import Snapshot, between, snapshot, wait_for_quiet
+from .reference import Reference
 from .report import RUNS, SCHEMA_VERSION, WARMUP, collect, figures, measure
 from .speech import synthetic_speech, wav_bytes
 from .system import environment, machine_id, state, versions
@@ -19,6 +20,7 @@ __all__ = [
     "Block",
     "Comparison",
     "Ratio",
+    "Reference",
     "Snapshot",
     "Timed",
     "Work",
@@ -34,6 +36,8 @@ __all__ = [
     "gate",
     "machine_id",
     "measure",
+    "pace",
+    "pace_of",
     "ratio",
     "read_report",
     "snapshot",

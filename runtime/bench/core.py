@@ -17,13 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .disturbance import STEAL, WAITED, between, snapshot, waited_ms
+from .reference import NAME as REFERENCE
 
 PERCENTILES = (50, 90, 95, 99)
 DRAWS, LEVEL = 1000, 0.95
+SLOW = 1.08
+"""How many times its best the reference may take: where the host slows a guest down it is 1.12 and more."""
 
 Floats: TypeAlias = npt.NDArray[np.float64]
-Work: TypeAlias = "Callable[[int], Mapping[str, float] | None]"
-"""Takes the number of the call, so that each may have a seed of its own; may return milliseconds of its parts."""
+Work: TypeAlias = Callable[[int], object]
+"""Takes the number of the call, so that each may have a seed of its own; may return milliseconds of its parts by name,
+and whatever else it returns is let go."""
 
 
 def stopwatch(call: Callable[[], object], runs: int, seconds: float = math.inf) -> list[float]:
@@ -54,12 +58,20 @@ class Block:
     works: dict[str, Timed]
     conditions: dict[str, Any]
 
-    def quiet(self, work: str) -> list[bool]:
+    @property
+    def reference(self) -> float | None:
+        """Milliseconds of the quickest reference call, None without any."""
+        timed = self.works.get(REFERENCE)
+        return None if timed is None else min(timed.raw_ms[REFERENCE], default=None)
+
+    def quiet(self, work: str, pace: float | None = None) -> list[bool]:
         """Which calls of a work count as undisturbed: nothing else used the CPUs to speak of during the block, or the
-        call hardly had to wait for one and the host took none away.
+        call hardly had to wait for one and the host took none away. `pace`: none where the reference took longer.
         """
         timed = self.works[work]
         walls, dirty = timed.raw_ms[work], bool(self.conditions["dirty"])
+        if pace is not None and self.reference is not None and self.reference > pace:
+            return [False] * len(walls)
         if not dirty or timed.waited_ms is None or (self.conditions["steal"] or 0) > STEAL:
             return [not dirty] * len(walls)
         return [waited <= WAITED * wall for waited, wall in zip(timed.waited_ms, walls, strict=True)]
@@ -115,7 +127,8 @@ def block(works: Mapping[str, Work], runs: int, first: int = 0) -> Block:
             waited, begin = waited_ms(), time.perf_counter_ns()
             parts = work(number)
             spent, after = (time.perf_counter_ns() - begin) / 1e6, waited_ms()
-            for part, value in {name: spent, **(parts or {})}.items():
+            told = parts if isinstance(parts, Mapping) else {}
+            for part, value in {name: spent, **told}.items():
                 raw.setdefault(part, []).append(value)
             if waited is not None and after is not None:
                 waits.append(max(0.0, after - waited))
@@ -123,8 +136,15 @@ def block(works: Mapping[str, Work], runs: int, first: int = 0) -> Block:
     return Block(timed, between(before, snapshot()))
 
 
-def values(blocks: Iterable[Block], *, quiet: bool = False) -> dict[str, list[list[float]]]:
-    """Milliseconds by name, a list per block in which there are any; with `quiet` those of undisturbed calls only.
+def pace_of(blocks: Iterable[Block]) -> float | None:
+    """What the reference may take on a machine that is as fast as it can be, judging by some blocks."""
+    found = [one.reference for one in blocks if one.reference is not None]
+    return float(np.percentile(found, 10)) * SLOW if found else None
+
+
+def values(blocks: Iterable[Block], *, quiet: bool = False, pace: float | None = None) -> dict[str, list[list[float]]]:
+    """Milliseconds by name, a list per block in which there are any; with `quiet` those of undisturbed calls only
+    (`Block.quiet`).
 
     "step" holds those of all steps.
     """
@@ -132,7 +152,7 @@ def values(blocks: Iterable[Block], *, quiet: bool = False) -> dict[str, list[li
     for one in blocks:
         mine: dict[str, list[float]] = {}
         for work, timed in one.works.items():
-            chosen = one.quiet(work) if quiet else [True] * len(timed.raw_ms[work])
+            chosen = one.quiet(work, pace) if quiet else [True] * len(timed.raw_ms[work])
             for name, raw in timed.raw_ms.items():
                 mine[name] = [value for value, there in zip(raw, chosen, strict=True) if there]
         mine["step"] = [value for name, kept in mine.items() if name.startswith("step_") for value in kept]

@@ -24,6 +24,8 @@ from .cold import fresh_processes
 from .core import Block, Work, block, flat, statistics, stopwatch, values
 from .disturbance import between, snapshot, wait_for_quiet
 from .energy import joules_per_call
+from .reference import NAME as REFERENCE
+from .reference import Reference
 from .speech import synthetic_speech, wav_bytes
 from .system import environment, gpus, state, versions
 
@@ -45,12 +47,15 @@ def measure(
     warmup: int = WARMUP,
     cold: bool = True,
     patience: float = 0.0,
+    pace: float | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle; returns the report `s2f bench --json` writes. `cold=False` leaves the fresh processes out.
 
-    `patience`: seconds for which calls go on, beyond `runs` of them, until so many were undisturbed. Takes about
-    2 · (runs + warmup) calls and 15 process starts. Raises what `load` and `generate` raise, InvalidArgument for runs,
-    warmup or patience out of range, BackendFailed where a fresh process fails.
+    `patience`: seconds for which calls go on, beyond `runs` of them, until so many were undisturbed, and which it may
+    wait for a quiet machine before it begins. `pace`: milliseconds of the reference above which the machine is too slow
+    for calls to count (`pace_of`). Takes about 2 · (runs + warmup) calls and 15 process starts. Raises what `load` and
+    `generate` raise, InvalidArgument for runs, warmup or patience out of range, BackendFailed where a fresh process
+    fails.
     """
     _check("runs", runs, 1)
     _check("warmup", warmup, 0)
@@ -61,20 +66,22 @@ def measure(
     settings = settings_for(read_manifest(folder)[0], device, threads)
     once: dict[str, list[float]] = {}
     process: dict[str, Any] = {}
+    if patience:
+        wait_for_quiet(time.monotonic() + patience)
     begin = snapshot()
     if cold:
         once.update(fresh_processes(folder, settings, steps))
         process["cold_peak_rss_mb"] = _peak_rss(children=True)
     vram = _device_memory(settings)
     pipeline, opening = _open(folder, settings)
-    with pipeline:
+    with pipeline, Reference(settings.threads) as reference:
         count = pipeline.manifest.default_steps if steps is None else steps
         works = _works(pipeline, count)
         first = stopwatch(lambda: works["end_to_end"](0), 1)[0]
         opening = {**opening, "first_call": first, "first_portrait": sum(opening.values()) + first}
         once.update({name: [value] for name, value in opening.items()})
         once_conditions = between(begin, snapshot())
-        blocks, conditions = _warm(works, runs, warmup, patience)
+        blocks, conditions = _warm({**works, REFERENCE: reference}, runs, warmup, patience, pace)
         process.update(_idle(), peak_rss_mb=_peak_rss(), os_threads=_os_threads())
         process["vram_mb"] = None if vram is None else _difference(vram, _device_memory(settings))
         energy = joules_per_call(works["end_to_end"])
@@ -112,7 +119,9 @@ def figures(once: dict[str, list[float]], blocks: list[Block]) -> dict[str, Any]
     }
 
 
-def collect(works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0) -> list[Block]:
+def collect(
+    works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0, pace: float | None = None
+) -> list[Block]:
     """Blocks of at most `size` calls of each work until there are `runs` calls, or with patience until so many calls
     of the first work were undisturbed or the patience is over. Blocks beyond `runs` calls wait for a quiet machine.
     """
@@ -128,7 +137,7 @@ def collect(works: Mapping[str, Work], runs: int, size: int, patience: float = 0
             wait_for_quiet(end)
         blocks.append(block(works, wanted, calls))
         calls += wanted
-        quiet += sum(blocks[-1].quiet(first))
+        quiet += sum(blocks[-1].quiet(first, pace))
     return blocks
 
 
@@ -173,14 +182,16 @@ def _stages(timings: Timings) -> dict[str, float]:
     return {**known, "graphs": timings.graphs}
 
 
-def _warm(works: Mapping[str, Work], runs: int, warmup: int, patience: float) -> tuple[list[Block], dict[str, Any]]:
+def _warm(
+    works: Mapping[str, Work], runs: int, warmup: int, patience: float, pace: float | None
+) -> tuple[list[Block], dict[str, Any]]:
     """The timed blocks, and what the machine did from the first to the last."""
     size = BLOCK_CALLS
     if warmup:
         each = block(works, warmup).conditions["seconds"] / warmup
         size = max(size, int(BLOCK_SECONDS / each))
     begin = snapshot()
-    blocks = collect(works, runs, size, patience)
+    blocks = collect(works, runs, size, patience, pace)
     return blocks, between(begin, snapshot())
 
 
