@@ -93,15 +93,18 @@ def editions() -> str:
 
 
 def gate() -> str:
-    """What the gate made of reruns and of a slowed build."""
+    """What the gate made of reruns, of a slowed build and of a busy machine."""
     found = json.loads((ROOT / GATE).read_text(encoding="utf-8"))
-    same, slow = found["same_build"], found["slowed"]
+    same, slow, busy = found["same_build"], found["slowed"], found["busy"]
+    ranges = [f"{one['least']:.2f} to {one['most']:.2f}" for one in (same, slow)]
     return (
-        f"Of {same['runs']} reruns of one build, {same['judged']} found enough undisturbed calls on a shared machine; "
-        f"their ratios to the baseline lie in {same['least']:.2f}–{same['most']:.2f} and "
-        f"{same['called_slower'] or 'none'} was called slower. With a sleep of {100 * found['sleep']:.0f} % after every "
-        f"call, {slow['called_slower']} of {slow['judged']} judged runs were ({slow['least']:.2f}–"
-        f"{slow['most']:.2f}; [JSON]({GATE}), `python -m benchmarks.gate`)."
+        f"With the limit at {found['limit']:g}, of {same['runs']} reruns of one build on a shared machine "
+        f"{same['judged']} found enough undisturbed calls to be judged; {same['called_slower'] or 'none'} was called "
+        f"slower (ratios {ranges[0]}). With a sleep of {100 * found['sleep']:.0f} % put in after every call, "
+        f"{slow['judged']} of {slow['runs']} were judged and {slow['called_slower']} called slower "
+        f"(ratios {ranges[1]}). With a loop burning every CPU, {busy['dirty']} of {busy['runs']} runs were marked "
+        f"dirty, {busy['returned']} ended as usual and {busy['called_slower'] or 'none'} was called slower "
+        f"([JSON]({GATE}), `python -m benchmarks.gate`)."
     )
 
 

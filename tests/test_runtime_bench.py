@@ -48,7 +48,7 @@ def values_of(report: dict[str, Any]) -> dict[str, list[float]]:
 
 def test_every_stage_is_there_with_its_raw_values(report: dict[str, Any]) -> None:
     graphs = {"encoder", "step_1", "step_2", "step", "decoder", "graphs"}
-    stages = {"audio", *graphs, "end_to_end", "file_to_pixels", "audio_of_file", "encode_png"}
+    stages = {"audio", *graphs, "end_to_end", "file_to_pixels", "audio_of_file", "encode_png", "reference"}
     raw = values_of(report)
     assert set(report["stages_ms"]) == set(raw) == stages
     assert set(report["once_ms"]) == {"read_bundle", "open_sessions", "first_call", "first_portrait"}
@@ -170,6 +170,30 @@ def test_which_calls_count_as_undisturbed(
     expected = [value for value, there in zip([10.0, 20.0, 30.0], quiet, strict=True) if there]
     assert kept.get("w", []) == ([expected, expected] if expected else [])
     assert len(bench.flat(kept.get("step", []))) == 4 * len(expected)
+
+
+def test_a_machine_that_is_slow_itself_is_told_by_the_reference() -> None:
+    def with_reference(least: float) -> Block:
+        return Block({**one_block(CLEAN, None).works, "reference": Timed({"reference": [9.0, least]}, None)}, CLEAN)
+
+    fast, slow = with_reference(4.0), with_reference(4.8)
+    pace = bench.pace_of([fast] * 9 + [slow])
+    assert pace == pytest.approx(4.0 * core.SLOW)
+    assert fast.quiet("w", pace) == slow.quiet("w") == [True] * 3
+    assert slow.quiet("w", pace) == [False] * 3
+    assert len(bench.values([fast, slow], quiet=True, pace=pace)["w"]) == 1
+    plain = one_block(CLEAN, None)
+    assert bench.pace_of([plain]) is None
+    assert plain.quiet("w", pace) == [True] * 3
+
+
+def test_the_reference_is_the_same_work_on_every_thread() -> None:
+    with bench.Reference(2) as reference:
+        reference()
+        one, two = reference._products
+    factor = reference._factors[1][0]
+    np.testing.assert_allclose(two[0], factor @ factor, rtol=1e-3, atol=1e-3)
+    assert one.shape == two.shape
 
 
 @pytest.fixture

@@ -21,7 +21,15 @@ CLEAN = {"seconds": 1.0, "own": 0.9, "others": 0.0, "steal": 0.0, "stalled": 0.0
 DIRTY = {**CLEAN, "others": 0.5, "dirty": ["other programs took 50% of the CPU time, 5% is the limit"]}
 
 
-def made(slow: float = 1.0, *, seed: int = 0, dirty: bool = False, blocks: int = 8, noise: float = 0.02) -> Any:
+def made(
+    slow: float = 1.0,
+    *,
+    seed: int = 0,
+    dirty: bool = False,
+    blocks: int = 8,
+    noise: float = 0.02,
+    reference: float = 4.0,
+) -> Any:
     """A report of calls of about 20 ms · slow, ten in a block."""
     rng = np.random.default_rng(seed)
     conditions = DIRTY if dirty else CLEAN
@@ -29,7 +37,8 @@ def made(slow: float = 1.0, *, seed: int = 0, dirty: bool = False, blocks: int =
     def block() -> Block:
         calls = (20 * slow * (1 + noise * rng.standard_normal(10))).tolist()
         raw = {"end_to_end": calls, "decoder": [one / 4 for one in calls], "audio": [0.0] * 10}
-        return Block({"end_to_end": Timed(raw, [9.0] * 10)}, conditions)
+        beside = Timed({"reference": [reference] * 10}, None)
+        return Block({"end_to_end": Timed(raw, [9.0] * 10), "reference": beside}, conditions)
 
     return {
         **{"schema_version": bench.SCHEMA_VERSION, "kind": "s2f-bench", "version": "0.1.0"},
@@ -85,7 +94,7 @@ def test_a_ratio_of_nothing() -> None:
 def test_equal_builds_are_equal_and_a_slower_one_is_slower() -> None:
     same = bench.compare(made(seed=1), made(seed=2))
     assert bench.gate(same, 1.1).startswith("good: end to end takes ")
-    assert set(same.ratios) == {"end_to_end", "decoder"}  # audio took no time at all
+    assert set(same.ratios) == {"end_to_end", "decoder", "reference"}  # audio took no time at all
     slower = bench.compare(made(seed=1), made(1.3, seed=2))
     assert slower.ratios["decoder"].value == pytest.approx(1.3, abs=0.03)
     with pytest.raises(Slower, match="is the limit"):
@@ -112,6 +121,18 @@ def test_only_undisturbed_calls_are_compared() -> None:
     found = bench.compare(made(), report)
     assert found.judged
     assert found.ratios["end_to_end"].value == pytest.approx(1, abs=0.05)
+
+
+def test_what_was_measured_while_the_machine_was_slow_is_not_judged() -> None:
+    """Two virtual CPUs on one physical core: nothing else runs, and everything takes a third longer."""
+    slow = made(1.35, reference=4.7)
+    assert not bench.compare(made(), slow).judged
+    mixed = made(seed=3)
+    mixed["blocks"] += slow["blocks"]
+    found = bench.compare(made(), mixed)
+    assert found.judged
+    assert found.ratios["end_to_end"].value == pytest.approx(1, abs=0.02)
+    assert bench.pace(mixed) == bench.pace(made()) == pytest.approx(4 * 1.08)
 
 
 def test_too_few_calls_are_not_judged() -> None:
