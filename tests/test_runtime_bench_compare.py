@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime import bench
-from runtime.bench import Block, Timed
+from runtime.bench import Block, Timed, core
 from runtime.cli import main
 from runtime.errors import CODES, InvalidArgument, Slower
 
@@ -132,7 +132,7 @@ def test_what_was_measured_while_the_machine_was_slow_is_not_judged() -> None:
     found = bench.compare(made(), mixed)
     assert found.judged
     assert found.ratios["end_to_end"].value == pytest.approx(1, abs=0.02)
-    assert bench.pace(mixed) == bench.pace(made()) == pytest.approx(4 * 1.08)
+    assert bench.pace(mixed) == bench.pace(made()) == pytest.approx(4 * core.SLOW)
 
 
 def test_too_few_calls_are_not_judged() -> None:
