@@ -25,7 +25,7 @@ from runtime.output import check_writable, write_file
 from runtime.pipeline import Pipeline
 
 BASELINES = Path(__file__).with_name("baselines")
-LIMIT, RUNS, PATIENCE = 1.10, 50, 90.0
+LIMIT, RUNS, PATIENCE = 1.10, 40, 90.0
 
 
 def slowed(share: float) -> type[Pipeline]:

@@ -154,7 +154,8 @@ def one_block(conditions: dict[str, Any], waited: list[float] | None) -> Block:
 @pytest.mark.parametrize(
     ("conditions", "waited", "quiet"),
     [
-        (CLEAN, [0.0, 5.0, 9.0], [True, True, True]),  # more threads than cores wait for each other
+        (CLEAN, [0.0, 5.0, 0.2], [True, False, True]),
+        (CLEAN, [5.0, 5.0, 9.0], [True, True, True]),  # more threads than cores wait for each other
         (DIRTY, [0.0, 0.4, 0.7], [True, True, False]),
         (DIRTY, None, [False, False, False]),
         ({**DIRTY, "steal": 0.1}, [0.0, 0.0, 0.0], [False, False, False]),

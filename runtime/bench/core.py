@@ -22,7 +22,7 @@ from .reference import NAME as REFERENCE
 PERCENTILES = (50, 90, 95, 99)
 DRAWS, LEVEL = 1000, 0.95
 SLOW = 1.04
-"""How many times its best the reference may take: it stays within 1.03, and within a slowed guest it is 1.06 and more."""
+"""How many times its best the reference may take: it stays within 1.03, and is 1.06 and more in a slowed guest."""
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Work: TypeAlias = Callable[[int], object]
@@ -65,16 +65,18 @@ class Block:
         return None if timed is None else min(timed.raw_ms[REFERENCE], default=None)
 
     def quiet(self, work: str, pace: float | None = None) -> list[bool]:
-        """Which calls of a work count as undisturbed: nothing else used the CPUs to speak of during the block, or the
-        call hardly had to wait for one and the host took none away. `pace`: none where the reference took longer.
+        """Which calls of a work count as undisturbed: their threads hardly had to wait for a CPU, and the host took none
+        away. Where nobody else used the CPUs, what waited did so for its own threads, and all calls count if none
+        would. `pace`: none counts where the reference took longer.
         """
         timed = self.works[work]
         walls, dirty = timed.raw_ms[work], bool(self.conditions["dirty"])
         if pace is not None and self.reference is not None and self.reference > pace:
             return [False] * len(walls)
-        if not dirty or timed.waited_ms is None or (self.conditions["steal"] or 0) > STEAL:
+        if timed.waited_ms is None or (self.conditions["steal"] or 0) > STEAL:
             return [not dirty] * len(walls)
-        return [waited <= WAITED * wall for waited, wall in zip(timed.waited_ms, walls, strict=True)]
+        calm = [waited <= WAITED * wall for waited, wall in zip(timed.waited_ms, walls, strict=True)]
+        return calm if dirty or any(calm) else [True] * len(walls)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, milliseconds to 0.1 µs."""
