@@ -65,8 +65,8 @@ class Block:
         return None if timed is None else min(timed.raw_ms[REFERENCE], default=None)
 
     def quiet(self, work: str, pace: float | None = None) -> list[bool]:
-        """Which calls of a work count as undisturbed: their threads hardly had to wait for a CPU, and the host took none
-        away. Where nobody else used the CPUs, what waited did so for its own threads, and all calls count if none
+        """Which calls of a work count as undisturbed: their threads hardly had to wait for a CPU, and the host took
+        none away. Where nobody else used the CPUs, what waited did so for its own threads, and all calls count if none
         would. `pace`: none counts where the reference took longer.
         """
         timed = self.works[work]
@@ -141,7 +141,7 @@ def block(works: Mapping[str, Work], runs: int, first: int = 0) -> Block:
 def pace_of(blocks: Iterable[Block]) -> float | None:
     """What the reference may take on a machine that is as fast as it can be, judging by some blocks."""
     found = [one.reference for one in blocks if one.reference is not None]
-    return float(np.percentile(found, 10)) * SLOW if found else None
+    return min(found) * SLOW if found else None
 
 
 def values(blocks: Iterable[Block], *, quiet: bool = False, pace: float | None = None) -> dict[str, list[list[float]]]:
