@@ -93,7 +93,7 @@ def measure(
         "bundle": {"name": pipeline.manifest.name, "sha256": pipeline.identity},
         "settings": {
             **{"device": settings.device, "threads": settings.threads, "steps": count, "batch": 1},
-            **{"runs": runs, "warmup": warmup, "patience": patience},
+            **{"runs": runs, "warmup": warmup, "patience": patience, "pace": pace},
         },
         "machine": machine,
         "state": {"before": state_before, "after": state()},
@@ -123,18 +123,18 @@ def collect(
     works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0, pace: float | None = None
 ) -> list[Block]:
     """Blocks of at most `size` calls of each work until there are `runs` calls, or with patience until so many calls
-    of the first work were undisturbed or the patience is over. Blocks beyond `runs` calls wait for a quiet machine.
+    of the first work were undisturbed or the patience is over. With patience a block waits for a quiet machine.
     """
     first = next(iter(works))
     blocks: list[Block] = []
     end = time.monotonic() + patience
     calls = quiet = 0
     while calls < runs or (quiet < runs and time.monotonic() < end):
-        if calls < runs:
-            wanted = min(size, runs - calls)
-        else:
-            wanted = min(size, runs - quiet)
+        if patience:
             wait_for_quiet(end)
+            for work in works.values():
+                work(calls)
+        wanted = min(size, runs - calls if calls < runs else max(BLOCK_CALLS, runs - quiet))
         blocks.append(block(works, wanted, calls))
         calls += wanted
         quiet += sum(blocks[-1].quiet(first, pace))
