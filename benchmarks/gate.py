@@ -26,6 +26,8 @@ from runtime.pipeline import Pipeline
 
 BASELINES = Path(__file__).with_name("baselines")
 LIMIT, RUNS, PATIENCE = 1.10, 40, 90.0
+WAIT = 600.0
+"""Seconds to wait for a quiet machine before a run, beside its own patience: it is about the runs, not the waiting."""
 
 
 def slowed(share: float) -> type[Pipeline]:
@@ -43,7 +45,7 @@ def slowed(share: float) -> type[Pipeline]:
 
 def run(out: Path, sleep: float, patience: float) -> int:
     """One `s2f bench` held against the baseline; its exit status."""
-    options = ["--warm-only", f"--runs={RUNS}", f"--patience={patience:g}", f"--json={out}"]
+    options = ["--warm-only", "--warmup=10", f"--runs={RUNS}", f"--patience={patience:g}", f"--json={out}"]
     gate = [f"--baseline={BASELINES}", f"--max-ratio={LIMIT:g}"]
     pipeline = slowed(sleep) if sleep else Pipeline
     with mock.patch("runtime.bench.report.Pipeline", pipeline):
@@ -70,6 +72,8 @@ def judged(kind: str, out: Path, sleep: float, base: dict[str, Any]) -> dict[str
         "busy": (0.0, 0.0, len(affinity())),
     }[kind]
     command = [sys.executable, "-m", "benchmarks.gate", "-o", str(out)]
+    if patience:
+        bench.wait_for_quiet(time.monotonic() + WAIT)
     with loops(burning):
         done = subprocess.run([*command, "--child", str(share), str(patience)], capture_output=True, check=False)
     report = bench.read_report(out)
