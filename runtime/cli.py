@@ -354,7 +354,6 @@ def _bench(arguments: argparse.Namespace) -> int:
         warmup=arguments.warmup,
         cold=not arguments.warm_only,
         patience=arguments.patience,
-        pace=None if base is None else bench.pace(base),
     )
     sys.stdout.write(bench.to_markdown(report) if arguments.markdown else bench.to_text(report))
     if arguments.json:

@@ -59,7 +59,7 @@ def test_every_stage_is_there_with_its_raw_values(report: dict[str, Any]) -> Non
 
 def test_the_conditions_are_stated(report: dict[str, Any]) -> None:
     settings = {"device": "cpu", "threads": 1, "steps": 2, "batch": 1, "runs": 12, "warmup": 2}
-    assert report["settings"] == {**settings, "patience": 0.0, "pace": None}
+    assert report["settings"] == {**settings, "patience": 0.0}
     assert report["schema_version"] == bench.SCHEMA_VERSION == 2
     assert report["bundle"]["name"] == "tiny"
     assert len(report["bundle"]["sha256"]) == 64
@@ -173,19 +173,18 @@ def test_which_calls_count_as_undisturbed(
     assert len(bench.flat(kept.get("step", []))) == 4 * len(expected)
 
 
-def test_a_machine_that_is_slow_itself_is_told_by_the_reference() -> None:
-    def with_reference(least: float) -> Block:
-        return Block({**one_block(CLEAN, None).works, "reference": Timed({"reference": [9.0, least]}, None)}, CLEAN)
+def test_only_blocks_at_one_pace_of_the_machine_belong_together() -> None:
+    def at(least: float, waited: float = 0.0) -> Block:
+        works = one_block(DIRTY, [waited] * 3).works
+        return Block({**works, "reference": Timed({"reference": [9.0, least]}, None)}, DIRTY)
 
-    fast, slow = with_reference(4.0), with_reference(4.8)
-    pace = bench.pace_of([fast] * 9 + [slow])
-    assert pace == pytest.approx(4.0 * core.SLOW)
-    assert fast.quiet("w", pace) == slow.quiet("w") == [True] * 3
-    assert slow.quiet("w", pace) == [False] * 3
-    assert len(bench.values([fast, slow], quiet=True, pace=pace)["w"]) == 1
+    fast, slow, hindered = at(4.0), at(4.3), at(4.3, waited=9.0)
+    assert bench.same_pace([fast, slow, slow], [fast, slow, slow], "w") == ([slow] * 2, [slow] * 2)
+    assert bench.same_pace([fast, fast, slow], [at(4.02), fast], "w") == ([fast, fast], [at(4.02), fast])
+    assert bench.same_pace([hindered, fast], [hindered, hindered, fast], "w") == ([fast], [fast])
+    assert bench.same_pace([fast], [slow], "w") == ([], [])
     plain = one_block(CLEAN, None)
-    assert bench.pace_of([plain]) is None
-    assert plain.quiet("w", pace) == [True] * 3
+    assert bench.same_pace([fast, slow], [plain], "w") == ([fast, slow], [plain])
 
 
 def test_the_reference_is_the_same_work_on_every_thread() -> None:

@@ -4,8 +4,8 @@
 interval, `environment` says what they depend on; `measure` makes the whole report of a bundle.
 """
 
-from .comparison import Comparison, baseline, compare, comparison_text, gate, pace, read_report
-from .core import Block, Ratio, Timed, Work, block, flat, pace_of, ratio, statistics, stopwatch, values
+from .comparison import Comparison, baseline, compare, comparison_text, gate, read_report
+from .core import Block, Ratio, Timed, Work, block, flat, ratio, same_pace, statistics, stopwatch, values
 from .disturbance import Snapshot, between, snapshot, wait_for_quiet
 from .reference import Reference
 from .report import RUNS, SCHEMA_VERSION, WARMUP, collect, figures, measure
@@ -36,10 +36,9 @@ __all__ = [
     "gate",
     "machine_id",
     "measure",
-    "pace",
-    "pace_of",
     "ratio",
     "read_report",
+    "same_pace",
     "snapshot",
     "state",
     "statistics",

@@ -1,8 +1,8 @@
 """Two reports beside each other: how many times as long the second takes, with intervals, and a gate on it.
 
-Only calls that nothing disturbed are compared, and of those the ones during which the machine itself was as fast as it
-can be (`reference`), where both reports have enough of them. Where not, the ratios are those of all calls and the gate
-is silent: noise must not fail a build.
+Only calls that nothing disturbed are compared, and of those only what was measured while the machine itself went at one
+pace (`reference`), where both reports have enough of them. Where not, the ratios are those of all calls and the gate is
+silent: noise must not fail a build.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidArgument, Slower
-from .core import Block, Ratio, flat, pace_of, ratio, values
+from .core import Block, Ratio, flat, ratio, same_pace, values
 from .report import KIND, SCHEMA_VERSION
 from .system import machine_id
 from .text import table
@@ -86,11 +86,6 @@ def baseline(place: str | os.PathLike[str]) -> Path:
     return own
 
 
-def pace(report: dict[str, Any]) -> float | None:
-    """What `measure` needs to know of a baseline, so that it waits for a machine as fast as it was then."""
-    return pace_of(Block.from_json(one) for one in report["blocks"])
-
-
 def compare(first: dict[str, Any], second: dict[str, Any], *, anyway: bool = False) -> Comparison:
     """How many times as long the second report's stages take as the first's.
 
@@ -101,15 +96,16 @@ def compare(first: dict[str, Any], second: dict[str, Any], *, anyway: bool = Fal
         raise InvalidArgument(
             f"The reports differ in more than time: {'; '.join(differences)}. Compare them anyway with --anyway."
         )
-    sides = [[Block.from_json(one) for one in report["blocks"]] for report in (first, second)]
-    paces = [pace for pace in map(pace_of, sides) if pace is not None]
-    quiet = [values(side, quiet=True, pace=min(paces, default=None)) for side in sides]
+    before, after = ([Block.from_json(one) for one in report["blocks"]] for report in (first, second))
+    quiet = [values(side, quiet=True) for side in same_pace(before, after, WHOLE)]
     calls = [len(flat(side.get(WHOLE, []))) for side in quiet]
     judged = min(calls) >= QUIET_CALLS and min(len(side[WHOLE]) for side in quiet) >= QUIET_BLOCKS
-    old, new = quiet if judged else [values(side) for side in sides]
+    old, new = quiet if judged else [values(side) for side in (before, after)]
     warnings = [*differences, *_warnings(first, second)]
     if not judged:
-        least = f"{QUIET_CALLS} undisturbed calls in {QUIET_BLOCKS} blocks are needed in both"
+        least = (
+            f"{QUIET_CALLS} undisturbed calls in {QUIET_BLOCKS} blocks at one pace of the machine are needed in both"
+        )
         warnings.append(f"{least}, there are {calls[0]} and {calls[1]} calls: all are compared, and nothing is judged")
     stages = [name for name in old if name in new and min(map(max, old[name])) > 0]
     return Comparison(

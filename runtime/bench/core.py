@@ -21,8 +21,8 @@ from .reference import NAME as REFERENCE
 
 PERCENTILES = (50, 90, 95, 99)
 DRAWS, LEVEL = 1000, 0.95
-SLOW = 1.04
-"""How many times its best the reference may take: it stays within 1.03, and is 1.06 and more in a slowed guest."""
+PACE = 1.03
+"""How far apart references may be at one pace of the machine: they scatter by 1 %, and differ by 6 % between paces."""
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Work: TypeAlias = Callable[[int], object]
@@ -64,15 +64,13 @@ class Block:
         timed = self.works.get(REFERENCE)
         return None if timed is None else min(timed.raw_ms[REFERENCE], default=None)
 
-    def quiet(self, work: str, pace: float | None = None) -> list[bool]:
+    def quiet(self, work: str) -> list[bool]:
         """Which calls of a work count as undisturbed: their threads hardly had to wait for a CPU, and the host took
         none away. Where nobody else used the CPUs, what waited did so for its own threads, and all calls count if none
-        would. `pace`: none counts where the reference took longer.
+        would.
         """
         timed = self.works[work]
         walls, dirty = timed.raw_ms[work], bool(self.conditions["dirty"])
-        if pace is not None and self.reference is not None and self.reference > pace:
-            return [False] * len(walls)
         if timed.waited_ms is None or (self.conditions["steal"] or 0) > STEAL:
             return [not dirty] * len(walls)
         calm = [waited <= WAITED * wall for waited, wall in zip(timed.waited_ms, walls, strict=True)]
@@ -138,13 +136,24 @@ def block(works: Mapping[str, Work], runs: int, first: int = 0) -> Block:
     return Block(timed, between(before, snapshot()))
 
 
-def pace_of(blocks: Iterable[Block]) -> float | None:
-    """What the reference may take on a machine that is as fast as it can be, judging by some blocks."""
-    found = [one.reference for one in blocks if one.reference is not None]
-    return min(found) * SLOW if found else None
+def same_pace(one: Sequence[Block], two: Sequence[Block], work: str) -> tuple[list[Block], list[Block]]:
+    """The blocks of both sides in which the reference took about as long: at that pace of the machine at which both
+    have most undisturbed calls of a work; none without such a pace, all where some have no reference.
+    """
+    counted = [[(block, block.reference, sum(block.quiet(work))) for block in side] for side in (one, two)]
+    if any(reference is None for side in counted for _, reference, _ in side):
+        return list(one), list(two)
+    best: tuple[list[Block], list[Block]] = ([], [])
+    least = 0
+    for pace in {reference for side in counted for _, reference, quiet in side if reference and quiet}:
+        near = [[found for found in side if pace / PACE <= (found[1] or 0) <= pace * PACE] for side in counted]
+        calls = min(sum(quiet for _, _, quiet in side) for side in near)
+        if calls > least:
+            best, least = ([block for block, _, _ in near[0]], [block for block, _, _ in near[1]]), calls
+    return best
 
 
-def values(blocks: Iterable[Block], *, quiet: bool = False, pace: float | None = None) -> dict[str, list[list[float]]]:
+def values(blocks: Iterable[Block], *, quiet: bool = False) -> dict[str, list[list[float]]]:
     """Milliseconds by name, a list per block in which there are any; with `quiet` those of undisturbed calls only
     (`Block.quiet`).
 
@@ -154,7 +163,7 @@ def values(blocks: Iterable[Block], *, quiet: bool = False, pace: float | None =
     for one in blocks:
         mine: dict[str, list[float]] = {}
         for work, timed in one.works.items():
-            chosen = one.quiet(work, pace) if quiet else [True] * len(timed.raw_ms[work])
+            chosen = one.quiet(work) if quiet else [True] * len(timed.raw_ms[work])
             for name, raw in timed.raw_ms.items():
                 mine[name] = [value for value, there in zip(raw, chosen, strict=True) if there]
         mine["step"] = [value for name, kept in mine.items() if name.startswith("step_") for value in kept]

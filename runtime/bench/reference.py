@@ -2,7 +2,7 @@
 
 In a guest of a shared host two virtual CPUs may land on one physical core for a while. No counter of the guest tells,
 but everything with two threads then takes a third longer. So as many threads as the measured work has multiply small
-matrices at once. Only blocks in which that took about as long are compared with each other.
+matrices at once. Only blocks in which that took about as long are compared with each other (`core.same_pace`).
 """
 
 from __future__ import annotations

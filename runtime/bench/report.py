@@ -47,15 +47,13 @@ def measure(
     warmup: int = WARMUP,
     cold: bool = True,
     patience: float = 0.0,
-    pace: float | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle; returns the report `s2f bench --json` writes. `cold=False` leaves the fresh processes out.
 
     `patience`: seconds for which calls go on, beyond `runs` of them, until so many were undisturbed, and which it may
-    wait for a quiet machine before it begins. `pace`: milliseconds of the reference above which the machine is too slow
-    for calls to count (`pace_of`). Takes about 2 · (runs + warmup) calls and 15 process starts. Raises what `load` and
-    `generate` raise, InvalidArgument for runs, warmup or patience out of range, BackendFailed where a fresh process
-    fails.
+    wait for a quiet machine before it begins. Takes about 2 · (runs + warmup) calls and 15 process starts. Raises what
+    `load` and `generate` raise, InvalidArgument for runs, warmup or patience out of range, BackendFailed where a fresh
+    process fails.
     """
     _check("runs", runs, 1)
     _check("warmup", warmup, 0)
@@ -81,7 +79,7 @@ def measure(
         opening = {**opening, "first_call": first, "first_portrait": sum(opening.values()) + first}
         once.update({name: [value] for name, value in opening.items()})
         once_conditions = between(begin, snapshot())
-        blocks, conditions = _warm({**works, REFERENCE: reference}, runs, warmup, patience, pace)
+        blocks, conditions = _warm({**works, REFERENCE: reference}, runs, warmup, patience)
         process.update(_idle(), peak_rss_mb=_peak_rss(), os_threads=_os_threads())
         process["vram_mb"] = None if vram is None else _difference(vram, _device_memory(settings))
         energy = joules_per_call(works["end_to_end"])
@@ -93,7 +91,7 @@ def measure(
         "bundle": {"name": pipeline.manifest.name, "sha256": pipeline.identity},
         "settings": {
             **{"device": settings.device, "threads": settings.threads, "steps": count, "batch": 1},
-            **{"runs": runs, "warmup": warmup, "patience": patience, "pace": pace},
+            **{"runs": runs, "warmup": warmup, "patience": patience},
         },
         "machine": machine,
         "state": {"before": state_before, "after": state()},
@@ -119,9 +117,7 @@ def figures(once: dict[str, list[float]], blocks: list[Block]) -> dict[str, Any]
     }
 
 
-def collect(
-    works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0, pace: float | None = None
-) -> list[Block]:
+def collect(works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0) -> list[Block]:
     """Blocks of at most `size` calls of each work until there are `runs` calls, or with patience until so many calls
     of the first work were undisturbed or the patience is over. With patience a block waits for a quiet machine.
     """
@@ -137,7 +133,7 @@ def collect(
         wanted = min(size, runs - calls if calls < runs else max(BLOCK_CALLS, runs - quiet))
         blocks.append(block(works, wanted, calls))
         calls += wanted
-        quiet += sum(blocks[-1].quiet(first, pace))
+        quiet += sum(blocks[-1].quiet(first))
     return blocks
 
 
@@ -182,16 +178,14 @@ def _stages(timings: Timings) -> dict[str, float]:
     return {**known, "graphs": timings.graphs}
 
 
-def _warm(
-    works: Mapping[str, Work], runs: int, warmup: int, patience: float, pace: float | None
-) -> tuple[list[Block], dict[str, Any]]:
+def _warm(works: Mapping[str, Work], runs: int, warmup: int, patience: float) -> tuple[list[Block], dict[str, Any]]:
     """The timed blocks, and what the machine did from the first to the last."""
     size = BLOCK_CALLS
     if warmup:
         each = block(works, warmup).conditions["seconds"] / warmup
         size = max(size, int(BLOCK_SECONDS / each))
     begin = snapshot()
-    blocks = collect(works, runs, size, patience, pace)
+    blocks = collect(works, runs, size, patience)
     return blocks, between(begin, snapshot())
 
 
