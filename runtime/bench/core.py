@@ -21,8 +21,8 @@ from .reference import NAME as REFERENCE
 
 PERCENTILES = (50, 90, 95, 99)
 DRAWS, LEVEL = 1000, 0.95
-PACE = 1.03
-"""How far apart references may be at one pace of the machine: they scatter by 1 %, and differ by 6 % between paces."""
+PACE = 1.06
+"""How far apart references may be at one pace of the machine: clocks drift by a few percent."""
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Work: TypeAlias = Callable[[int], object]
