@@ -354,6 +354,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         warmup=arguments.warmup,
         cold=not arguments.warm_only,
         patience=arguments.patience,
+        doubt=None if base is None or arguments.max_ratio is None else bench.doubt(base, arguments.max_ratio),
     )
     sys.stdout.write(bench.to_markdown(report) if arguments.markdown else bench.to_text(report))
     if arguments.json:

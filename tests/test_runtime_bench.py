@@ -48,7 +48,7 @@ def values_of(report: dict[str, Any]) -> dict[str, list[float]]:
 
 def test_every_stage_is_there_with_its_raw_values(report: dict[str, Any]) -> None:
     graphs = {"encoder", "step_1", "step_2", "step", "decoder", "graphs"}
-    stages = {"audio", *graphs, "end_to_end", "file_to_pixels", "audio_of_file", "encode_png", "reference"}
+    stages = {"audio", *graphs, "end_to_end", "file_to_pixels", "audio_of_file", "encode_png"}
     raw = values_of(report)
     assert set(report["stages_ms"]) == set(raw) == stages
     assert set(report["once_ms"]) == {"read_bundle", "open_sessions", "first_call", "first_portrait"}
@@ -173,27 +173,6 @@ def test_which_calls_count_as_undisturbed(
     assert len(bench.flat(kept.get("step", []))) == 4 * len(expected)
 
 
-def test_only_blocks_at_one_pace_of_the_machine_belong_together() -> None:
-    def at(least: float, waited: float = 0.0) -> Block:
-        works = one_block(DIRTY, [waited] * 3).works
-        return Block({**works, "reference": Timed({"reference": [9.0, least]}, None)}, DIRTY)
-
-    fast, slow, hindered = at(4.0), at(4.5), at(4.5, waited=9.0)
-    assert bench.same_pace([fast, slow, slow], [fast, slow, slow], "w") == ([slow] * 2, [slow] * 2)
-    assert bench.same_pace([fast, fast, slow], [at(4.02), fast], "w") == ([fast, fast], [at(4.02), fast])
-    assert bench.same_pace([hindered, fast], [hindered, hindered, fast], "w") == ([fast], [fast])
-    assert bench.same_pace([fast], [slow], "w") == ([], [])
-    plain = one_block(CLEAN, None)
-    assert bench.same_pace([fast, slow], [plain], "w") == ([fast, slow], [plain])
-
-
-def test_the_reference_is_the_same_work_on_every_thread() -> None:
-    with bench.Reference(2) as reference:
-        reference()
-        for roots, numbers in zip(reference._roots, reference._numbers, strict=True):
-            np.testing.assert_allclose(roots**2, numbers)
-
-
 @pytest.fixture
 def dirty_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """A machine on which only the calls of every third block are undisturbed; the blocks' sizes."""
@@ -218,6 +197,17 @@ def test_with_patience_there_are_as_many_undisturbed_calls(dirty_machine: list[i
     blocks = reporting.collect({"w": lambda _: None}, 10, 4, patience=60.0)
     assert len(bench.flat(bench.values(blocks, quiet=True)["w"])) >= 10
     assert len(blocks) > 3
+
+
+def test_in_doubt_there_are_more_calls_at_other_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(reporting, "block", lambda *_: Block({"w": Timed({"w": [1.0]}, None)}, CLEAN))
+    monkeypatch.setattr(reporting, "wait_for_quiet", lambda _: None)
+    monkeypatch.setattr(reporting.time, "sleep", slept.append)
+    blocks = reporting.collect({"w": lambda _: None}, 2, 1, patience=60.0, doubt=lambda blocks: len(blocks) < 5)
+    assert len(blocks) == 5
+    assert len(slept) == 3
+    assert len(reporting.collect({"w": lambda _: None}, 2, 1, doubt=lambda _: True)) == 2
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:

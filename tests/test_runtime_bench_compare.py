@@ -28,7 +28,6 @@ def made(
     dirty: bool = False,
     blocks: int = 8,
     noise: float = 0.02,
-    reference: float = 4.0,
 ) -> Any:
     """A report of calls of about 20 ms · slow, ten in a block."""
     rng = np.random.default_rng(seed)
@@ -37,8 +36,7 @@ def made(
     def block() -> Block:
         calls = (20 * slow * (1 + noise * rng.standard_normal(10))).tolist()
         raw = {"end_to_end": calls, "decoder": [one / 4 for one in calls], "audio": [0.0] * 10}
-        beside = Timed({"reference": [reference] * 10}, None)
-        return Block({"end_to_end": Timed(raw, [9.0] * 10), "reference": beside}, conditions)
+        return Block({"end_to_end": Timed(raw, [9.0] * 10)}, conditions)
 
     return {
         **{"schema_version": bench.SCHEMA_VERSION, "kind": "s2f-bench", "version": "0.1.0"},
@@ -93,8 +91,8 @@ def test_a_ratio_of_nothing() -> None:
 
 def test_equal_builds_are_equal_and_a_slower_one_is_slower() -> None:
     same = bench.compare(made(seed=1), made(seed=2))
-    assert bench.gate(same, 1.1).startswith("good: end to end takes ")
-    assert set(same.ratios) == {"end_to_end", "decoder", "reference"}  # audio took no time at all
+    assert bench.gate(same, 1.1).startswith("good: the quick calls (p10) take ")
+    assert set(same.ratios) == {"end_to_end", "decoder"}  # audio took no time at all
     slower = bench.compare(made(seed=1), made(1.3, seed=2))
     assert slower.ratios["decoder"].value == pytest.approx(1.3, abs=0.03)
     with pytest.raises(Slower, match="is the limit"):
@@ -123,17 +121,18 @@ def test_only_undisturbed_calls_are_compared() -> None:
     assert found.ratios["end_to_end"].value == pytest.approx(1, abs=0.05)
 
 
-def test_what_was_measured_while_the_machine_was_slow_is_not_judged() -> None:
-    """Two virtual CPUs on one physical core: nothing else runs, and everything takes a third longer."""
-    slow = made(1.35, reference=4.7)
-    assert not bench.compare(made(), slow).judged  # no pace in common
-    mixed = made(seed=3)
-    mixed["blocks"] += slow["blocks"]
+def test_slow_seconds_of_the_host_are_not_the_builds() -> None:
+    """Nothing else runs, and for some blocks everything takes a third longer: quick calls are left, so no alarm."""
+    mixed = made(1.35, seed=3)
+    mixed["blocks"][:3] = made(seed=4)["blocks"][:3]
     found = bench.compare(made(), mixed)
-    assert found.judged
-    assert found.ratios["end_to_end"].value == pytest.approx(1, abs=0.02)
-    slow_too = bench.compare(mixed, made(1.35, seed=9, reference=4.72))
-    assert slow_too.ratios["end_to_end"].value == pytest.approx(1, abs=0.02)
+    assert found.ratios["end_to_end"].value == pytest.approx(1.34, abs=0.05)
+    assert found.quick.value == pytest.approx(1, abs=0.03)
+    assert "slower for sure" in bench.gate(found, 1.1) or "good" in bench.gate(found, 1.1)
+    doubtful = bench.doubt(made(), 1.1)
+    assert not doubtful([Block.from_json(one) for one in mixed["blocks"]])
+    assert doubtful([Block.from_json(one) for one in mixed["blocks"][3:]])
+    assert not doubtful([])
 
 
 def test_too_few_calls_are_not_judged() -> None:

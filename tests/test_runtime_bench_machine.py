@@ -91,6 +91,16 @@ def test_where_the_system_does_not_tell_nothing_is_claimed() -> None:
     assert (found["others"], found["steal"], found["dirty"]) == (None, None, None)
 
 
+def test_spans_together_leave_out_what_lay_between_them() -> None:
+    quiet, busy = between(BEFORE, later()), between(BEFORE, later(own=18.0, busy=1020.0))
+    assert disturbance.together([quiet, quiet]) == {**quiet, "seconds": 20.0}
+    found = disturbance.together([quiet, busy])
+    assert (found["others"], found["own"], found["throttled"]) == (0.3, 0.7, None)
+    assert found["dirty"] == ["other programs took 30% of the CPU time, 5% is the limit"]
+    unknown = {**quiet, "others": None, "dirty": None}
+    assert disturbance.together([quiet, unknown])["dirty"] is None
+
+
 def test_this_machine_can_be_looked_at() -> None:
     found = between(snapshot(), snapshot())
     assert found["seconds"] >= 0

@@ -4,10 +4,9 @@
 interval, `environment` says what they depend on; `measure` makes the whole report of a bundle.
 """
 
-from .comparison import Comparison, baseline, compare, comparison_text, gate, read_report
-from .core import Block, Ratio, Timed, Work, block, flat, ratio, same_pace, statistics, stopwatch, values
-from .disturbance import Snapshot, between, snapshot, wait_for_quiet
-from .reference import Reference
+from .comparison import Comparison, baseline, compare, comparison_text, doubt, gate, read_report
+from .core import Block, Ratio, Timed, Work, block, flat, ratio, statistics, stopwatch, values
+from .disturbance import Snapshot, between, snapshot, together, wait_for_quiet
 from .report import RUNS, SCHEMA_VERSION, WARMUP, collect, figures, measure
 from .speech import synthetic_speech, wav_bytes
 from .system import environment, machine_id, state, versions
@@ -20,7 +19,6 @@ __all__ = [
     "Block",
     "Comparison",
     "Ratio",
-    "Reference",
     "Snapshot",
     "Timed",
     "Work",
@@ -30,6 +28,7 @@ __all__ = [
     "collect",
     "compare",
     "comparison_text",
+    "doubt",
     "environment",
     "figures",
     "flat",
@@ -38,7 +37,6 @@ __all__ = [
     "measure",
     "ratio",
     "read_report",
-    "same_pace",
     "snapshot",
     "state",
     "statistics",
@@ -48,6 +46,7 @@ __all__ = [
     "to_json",
     "to_markdown",
     "to_text",
+    "together",
     "values",
     "versions",
     "wait_for_quiet",

@@ -17,13 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .disturbance import STEAL, WAITED, between, snapshot, waited_ms
-from .reference import NAME as REFERENCE
 
 PERCENTILES = (50, 90, 95, 99)
 DRAWS, LEVEL = 1000, 0.95
-PACE = 1.06
-"""How far apart references may be at one pace of the machine: clocks drift by a few percent."""
-
 Floats: TypeAlias = npt.NDArray[np.float64]
 Work: TypeAlias = Callable[[int], object]
 """Takes the number of the call, so that each may have a seed of its own; may return milliseconds of its parts by name,
@@ -57,12 +53,6 @@ class Block:
 
     works: dict[str, Timed]
     conditions: dict[str, Any]
-
-    @property
-    def reference(self) -> float | None:
-        """Milliseconds of the quickest reference call, None without any."""
-        timed = self.works.get(REFERENCE)
-        return None if timed is None else min(timed.raw_ms[REFERENCE], default=None)
 
     def quiet(self, work: str) -> list[bool]:
         """Which calls of a work count as undisturbed: their threads hardly had to wait for a CPU, and the host took
@@ -136,23 +126,6 @@ def block(works: Mapping[str, Work], runs: int, first: int = 0) -> Block:
     return Block(timed, between(before, snapshot()))
 
 
-def same_pace(one: Sequence[Block], two: Sequence[Block], work: str) -> tuple[list[Block], list[Block]]:
-    """The blocks of both sides in which the reference took about as long: at that pace of the machine at which both
-    have most undisturbed calls of a work; none without such a pace, all where some have no reference.
-    """
-    counted = [[(block, block.reference, sum(block.quiet(work))) for block in side] for side in (one, two)]
-    if any(reference is None for side in counted for _, reference, _ in side):
-        return list(one), list(two)
-    best: tuple[list[Block], list[Block]] = ([], [])
-    least = 0
-    for pace in {reference for side in counted for _, reference, quiet in side if reference and quiet}:
-        near = [[found for found in side if pace / PACE <= (found[1] or 0) <= pace * PACE] for side in counted]
-        calls = min(sum(quiet for _, _, quiet in side) for side in near)
-        if calls > least:
-            best, least = ([block for block, _, _ in near[0]], [block for block, _, _ in near[1]]), calls
-    return best
-
-
 def values(blocks: Iterable[Block], *, quiet: bool = False) -> dict[str, list[list[float]]]:
     """Milliseconds by name, a list per block in which there are any; with `quiet` those of undisturbed calls only
     (`Block.quiet`).
@@ -187,15 +160,17 @@ def statistics(values: Sequence[float]) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """A ratio of medians and the 95 % interval that a bootstrap gives it."""
+    """A ratio of two percentiles and the 95 % interval that a bootstrap gives it."""
 
     value: float
     low: float
     high: float
 
 
-def ratio(over: Iterable[Sequence[float]], under: Iterable[Sequence[float]], *, paired: bool = False) -> Ratio:
-    """Median of `over` by the median of `under`, each a list of blocks of milliseconds.
+def ratio(
+    over: Iterable[Sequence[float]], under: Iterable[Sequence[float]], *, paired: bool = False, percentile: float = 50
+) -> Ratio:
+    """Median (or another percentile) of `over` by that of `under`, each a list of blocks of milliseconds.
 
     The bootstrap draws blocks and then calls out of them, always with the same random numbers: blocks are what is
     independent, and a single block still has an interval. `paired`: block i of both was measured at about the same
@@ -206,13 +181,20 @@ def ratio(over: Iterable[Sequence[float]], under: Iterable[Sequence[float]], *, 
     if not tops or not bottoms or (paired and len(tops) != len(bottoms)):
         raise ValueError("a ratio needs blocks on both sides, and as many on each where they are paired")
     rng = np.random.default_rng(0)
+
+    def level(values: Floats) -> float:
+        return float(np.percentile(values, percentile))
+
+    def across(pairs: Iterable[Sequence[Floats]]) -> float:
+        return float(np.median([level(top) / level(bottom) for top, bottom in pairs]))
+
     if paired:
         pairs = list(zip(tops, bottoms, strict=True))
-        value = _median_of_ratios(pairs)
-        found = [_median_of_ratios([_redrawn(pairs[i], rng) for i in _choice(pairs, rng)]) for _ in range(DRAWS)]
+        value = across(pairs)
+        found = [across([_redrawn(pairs[i], rng) for i in _choice(pairs, rng)]) for _ in range(DRAWS)]
     else:
-        value = float(np.median(np.concatenate(tops)) / np.median(np.concatenate(bottoms)))
-        found = [_drawn_median(tops, rng) / _drawn_median(bottoms, rng) for _ in range(DRAWS)]
+        value = level(np.concatenate(tops)) / level(np.concatenate(bottoms))
+        found = [level(_drawn(tops, rng)) / level(_drawn(bottoms, rng)) for _ in range(DRAWS)]
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Ratio(round(value, 4), round(float(low), 4), round(float(high), 4))
 
@@ -222,14 +204,10 @@ def _choice(items: Sequence[Any], rng: np.random.Generator) -> list[int]:
     return chosen
 
 
-def _drawn_median(blocks: Sequence[Floats], rng: np.random.Generator) -> float:
+def _drawn(blocks: Sequence[Floats], rng: np.random.Generator) -> Floats:
     (pool,) = _redrawn([np.concatenate([blocks[i] for i in _choice(blocks, rng)])], rng)
-    return float(np.median(pool))
+    return pool
 
 
 def _redrawn(samples: Iterable[Floats], rng: np.random.Generator) -> list[Floats]:
     return [one[rng.integers(one.size, size=one.size)] for one in samples]
-
-
-def _median_of_ratios(pairs: Iterable[Sequence[Floats]]) -> float:
-    return float(np.median([np.median(over) / np.median(under) for over, under in pairs]))

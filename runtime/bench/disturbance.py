@@ -11,6 +11,7 @@ import dataclasses
 import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def between(before: Snapshot, after: Snapshot) -> dict[str, Any]:
         "throttled": share("throttled", wall),
     }
     return {**found, "dirty": _reasons(found, TICKS / _hertz() / wall)}
+
+
+def together(spans: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `between` says of several spans as if they were one, without what lay between them."""
+    seconds = sum(one["seconds"] for one in spans)
+    found = {"seconds": round(seconds, 4)}
+    for name in ("own", "others", "steal", "stalled", "throttled"):
+        told = [one[name] * one["seconds"] for one in spans if one[name] is not None]
+        found[name] = round(sum(told) / max(seconds, 1e-9), 4) if len(told) == len(spans) else None
+    return {**found, "dirty": _reasons(found, TICKS / _hertz() / max(seconds, 1e-9))}
 
 
 def wait_for_quiet(end: float) -> None:

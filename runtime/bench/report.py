@@ -10,9 +10,9 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from .. import __version__
 from ..backends import Settings
@@ -22,10 +22,8 @@ from ..pipeline import Pipeline, settings_for, shipped_bundle
 from ..portrait import Portrait, Timings
 from .cold import fresh_processes
 from .core import Block, Work, block, flat, statistics, stopwatch, values
-from .disturbance import between, snapshot, wait_for_quiet
+from .disturbance import between, snapshot, together, wait_for_quiet
 from .energy import joules_per_call
-from .reference import NAME as REFERENCE
-from .reference import Reference
 from .speech import synthetic_speech, wav_bytes
 from .system import environment, gpus, state, versions
 
@@ -33,8 +31,11 @@ SCHEMA_VERSION = 2
 KIND = "s2f-bench"
 RUNS, WARMUP = 200, 20
 BLOCK_SECONDS, BLOCK_CALLS = 0.75, 5
-IDLE_SECONDS = 1.0
+IDLE_SECONDS, DOUBT_SECONDS = 1.0, 2.0
 FILE_RATE = 48000
+
+Doubt: TypeAlias = Callable[[list[Block]], bool]
+"""Whether the blocks so far leave a question that more of them may settle."""
 
 
 def measure(
@@ -47,13 +48,14 @@ def measure(
     warmup: int = WARMUP,
     cold: bool = True,
     patience: float = 0.0,
+    doubt: Doubt | None = None,
 ) -> dict[str, Any]:
     """Measure a bundle; returns the report `s2f bench --json` writes. `cold=False` leaves the fresh processes out.
 
     `patience`: seconds for which calls go on, beyond `runs` of them, until so many were undisturbed, and which it may
-    wait for a quiet machine before it begins. Takes about 2 · (runs + warmup) calls and 15 process starts. Raises what
-    `load` and `generate` raise, InvalidArgument for runs, warmup or patience out of range, BackendFailed where a fresh
-    process fails.
+    wait for a quiet machine before it begins; all of them are used while `doubt` says so of the blocks. Takes about
+    2 · (runs + warmup) calls and 15 process starts. Raises what `load` and `generate` raise, InvalidArgument for runs,
+    warmup or patience out of range, BackendFailed where a fresh process fails.
     """
     _check("runs", runs, 1)
     _check("warmup", warmup, 0)
@@ -72,14 +74,14 @@ def measure(
         process["cold_peak_rss_mb"] = _peak_rss(children=True)
     vram = _device_memory(settings)
     pipeline, opening = _open(folder, settings)
-    with pipeline, Reference(settings.threads) as reference:
+    with pipeline:
         count = pipeline.manifest.default_steps if steps is None else steps
         works = _works(pipeline, count)
         first = stopwatch(lambda: works["end_to_end"](0), 1)[0]
         opening = {**opening, "first_call": first, "first_portrait": sum(opening.values()) + first}
         once.update({name: [value] for name, value in opening.items()})
         once_conditions = between(begin, snapshot())
-        blocks, conditions = _warm({**works, REFERENCE: reference}, runs, warmup, patience)
+        blocks, conditions = _warm(works, runs, warmup, patience, doubt)
         process.update(_idle(), peak_rss_mb=_peak_rss(), os_threads=_os_threads())
         process["vram_mb"] = None if vram is None else _difference(vram, _device_memory(settings))
         energy = joules_per_call(works["end_to_end"])
@@ -117,15 +119,20 @@ def figures(once: dict[str, list[float]], blocks: list[Block]) -> dict[str, Any]
     }
 
 
-def collect(works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0) -> list[Block]:
+def collect(
+    works: Mapping[str, Work], runs: int, size: int, patience: float = 0.0, doubt: Doubt | None = None
+) -> list[Block]:
     """Blocks of at most `size` calls of each work until there are `runs` calls, or with patience until so many calls
-    of the first work were undisturbed or the patience is over. With patience a block waits for a quiet machine.
+    of the first work were undisturbed and there is no doubt, or the patience is over. With patience a block waits for
+    a quiet machine; in doubt it waits for other times, because a guest's host has slow ones of some seconds.
     """
     first = next(iter(works))
     blocks: list[Block] = []
     end = time.monotonic() + patience
     calls = quiet = 0
-    while calls < runs or (quiet < runs and time.monotonic() < end):
+    while calls < runs or (time.monotonic() < end and (quiet < runs or (doubt is not None and doubt(blocks)))):
+        if quiet >= runs:
+            time.sleep(DOUBT_SECONDS)
         if patience:
             wait_for_quiet(end)
             for work in works.values():
@@ -178,15 +185,16 @@ def _stages(timings: Timings) -> dict[str, float]:
     return {**known, "graphs": timings.graphs}
 
 
-def _warm(works: Mapping[str, Work], runs: int, warmup: int, patience: float) -> tuple[list[Block], dict[str, Any]]:
-    """The timed blocks, and what the machine did from the first to the last."""
+def _warm(
+    works: Mapping[str, Work], runs: int, warmup: int, patience: float, doubt: Doubt | None
+) -> tuple[list[Block], dict[str, Any]]:
+    """The timed blocks, and what the machine did during all of them."""
     size = BLOCK_CALLS
     if warmup:
         each = block(works, warmup).conditions["seconds"] / warmup
         size = max(size, int(BLOCK_SECONDS / each))
-    begin = snapshot()
-    blocks = collect(works, runs, size, patience)
-    return blocks, between(begin, snapshot())
+    blocks = collect(works, runs, size, patience, doubt)
+    return blocks, together([one.conditions for one in blocks])
 
 
 def _idle() -> dict[str, float]:
