@@ -1,6 +1,6 @@
 """Does the gate of `s2f bench` tell a slower build from noise? Reruns of one build, and the same slowed down by sleep.
 
-python -m benchmarks.gate -o OUT.json [--reruns 20] [--slowed 8] [--busy 3] [--sleep 0.3]
+python -m benchmarks.gate -o OUT.json [--reruns 20] [--slowed 6] [--busy 3] [--sleep 0.3]
 
 Each run is a process of its own, held against this machine's baseline in benchmarks/baselines; runs of all kinds are
 interleaved. The sleep is put in here, around the pipeline: after every call, that share of the time it took. Busy runs
@@ -25,7 +25,7 @@ from runtime.output import check_writable, write_file
 from runtime.pipeline import Pipeline
 
 BASELINES = Path(__file__).with_name("baselines")
-LIMIT, RUNS, PATIENCE = 1.10, 40, 45.0
+LIMIT, RUNS, PATIENCE = 1.10, 40, 60.0
 WAIT = 600.0
 """Seconds to wait for a quiet machine before a run, beside its own patience: it is about the runs, not the waiting."""
 
@@ -112,7 +112,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--reruns", type=int, default=20)
-    parser.add_argument("--slowed", type=int, default=8)
+    parser.add_argument("--slowed", type=int, default=6)
     parser.add_argument("--busy", type=int, default=3)
     parser.add_argument("--sleep", type=float, default=0.3)
     parser.add_argument("--child", nargs=2, type=float, help=argparse.SUPPRESS)

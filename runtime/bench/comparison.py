@@ -27,7 +27,7 @@ QUIET_CALLS, QUIET_BLOCKS = 30, 3
 MAX_BYTES = 64 * 2**20
 SAME = ("device", "threads", "steps", "batch")
 WHOLE = "end_to_end"
-QUICK = 10
+QUICK = 5
 """Percentile of the quick calls."""
 
 
