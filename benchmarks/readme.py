@@ -66,7 +66,7 @@ def how_fast() -> str:
             f"s, loading and the first portrait {once['first_portrait'] / 1e3:.2f} s, `import runtime` "
             f"{once['import_runtime']:.0f} ms (everything it can need: {once['import_all']:.0f} ms), peak memory "
             f"{process['peak_rss_mb']:.0f} MiB (a cold process {process['cold_peak_rss_mb']:.0f} MiB), CPU between "
-            f"calls {process['idle_cpu_ms_per_s'] / 10:.2f} %.{_once(report)}",
+            f"calls {process['idle_cpu_ms_per_s'] / 10:.3f} %.{_once(report)}",
             "",
             f"![Distribution of the calls, and the stages](docs/{PICTURE.name})",
         ]
@@ -96,11 +96,11 @@ def gate() -> str:
     """What the gate made of reruns, of a slowed build and of a busy machine."""
     found = json.loads((ROOT / GATE).read_text(encoding="utf-8"))
     same, slow, busy = found["same_build"], found["slowed"], found["busy"]
-    ranges = [f"{one['least']:.2f} to {one['most']:.2f}" for one in (same, slow)]
+    ranges = [f"{one['least']:.2f} to {one['most']:.2f}" if one["judged"] else "none" for one in (same, slow)]
     return (
         f"With the limit at {found['limit']:g}, of {same['runs']} reruns of one build on a shared machine "
         f"{same['judged']} found enough undisturbed calls to be judged; {same['called_slower'] or 'none'} was called "
-        f"slower (ratios {ranges[0]}). With a sleep of {100 * found['sleep']:.0f} % put in after every call, "
+        f"slower (ratios of p5: {ranges[0]}). With a sleep of {100 * found['sleep']:.0f} % put in after every call, "
         f"{slow['judged']} of {slow['runs']} were judged and {slow['called_slower']} called slower "
         f"(ratios {ranges[1]}). With a loop burning every CPU, {busy['dirty']} of {busy['runs']} runs were marked "
         f"dirty, {busy['returned']} ended as usual and {busy['called_slower'] or 'none'} was called slower "
