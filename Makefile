@@ -1,6 +1,7 @@
 # make demo       a portrait from an example clip, with the shipped model (installs the runtime into .venv)
 # make test       lint, types, import contracts and all tests (installs training and export too)
 # make capi       libs2f.so and the C and C++ examples, into build/ (needs a C compiler and CMake)
+# make gate       is this build slower than the committed baseline of this machine? (exit status 90)
 # make soak       what runs for a long time and is left out of make test
 # make evaluate   the shipped model's numbers again; MAKEHUMAN=… and SPEECH=… are folders as for s2f-train corpus
 PYTHON ?= python3
@@ -23,6 +24,9 @@ capi: .venv/.capi
 	$(BIN)/s2f-capi build -o build/s2f
 	cmake -S examples -B build/examples -DCMAKE_PREFIX_PATH=$(CURDIR)/build/s2f
 	cmake --build build/examples
+
+gate: .venv/.runtime
+	$(BIN)/s2f bench --warm-only --patience 60 --baseline benchmarks/baselines --max-ratio 1.1
 
 soak: .venv/.dev
 	$(BIN)/python -m pytest -m soak
@@ -49,4 +53,4 @@ evaluate: .venv/.dev
 	$(BIN)/pip install --quiet --editable '.[cpu,train,export,dev]'
 	touch $@ .venv/.runtime
 
-.PHONY: demo test capi soak evaluate
+.PHONY: demo test capi gate soak evaluate

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runtime.bench import measure, statistics
+from runtime.bench import Block, flat, measure, ratio, statistics, values
 from runtime.errors import S2FError
 from runtime.output import check_writable, write_file
 
@@ -21,8 +21,10 @@ STAGES = ("encoder", "step", "decoder", "end_to_end")
 
 
 def compare(arms: dict[str, tuple[Path, int]], threads: int) -> dict[str, Any]:
-    """Raw milliseconds per arm and stage over all rounds, with what each arm is and the machine of the first round."""
-    raw: dict[str, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in arms}
+    """Raw milliseconds per arm and stage, a list per round, how many times faster the second arm is, what each arm is
+    and the machine.
+    """
+    raw: dict[str, dict[str, list[list[float]]]] = {name: {stage: [] for stage in STAGES} for name in arms}
     about: dict[str, Any] = {}
     for _ in range(ROUNDS):
         for name, (bundle, steps) in arms.items():
@@ -30,21 +32,30 @@ def compare(arms: dict[str, tuple[Path, int]], threads: int) -> dict[str, Any]:
             about.setdefault(name, {"bundle": report["bundle"], "steps": steps})
             about.setdefault("machine", report["machine"])
             about.setdefault("versions", report["versions"])
+            found = values(Block.from_json(one) for one in report["blocks"])
             for stage in STAGES:
-                raw[name][stage] += report["raw_ms"][stage]
-    summary = {name: {stage: statistics(values) for stage, values in stages.items()} for name, stages in raw.items()}
-    return {"threads": threads, **about, "stages_ms": summary, "raw_ms": raw}
+                raw[name][stage].append(flat(found[stage]))
+    before, after = raw.values()
+    return {
+        "threads": threads,
+        **about,
+        "stages_ms": {
+            name: {stage: statistics(flat(rounds)) for stage, rounds in stages.items()} for name, stages in raw.items()
+        },
+        "times_faster": {stage: vars(ratio(before[stage], after[stage], paired=True)) for stage in STAGES},
+        "raw_ms": raw,
+    }
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: median and minimum per stage for both arms, and how many times faster the second is."""
+    """Markdown: median and minimum per stage for both arms, and how many times faster the second is, with interval."""
     (before, first), (after, second) = result["stages_ms"].items()
     count = "one thread" if result["threads"] == 1 else f"{result['threads']} threads"
     rows = [f"| ms, p50 (min), {count} | {before} | {after} | times faster |", "|---|---|---|---|"]
     for stage in STAGES:
-        a, b = first[stage], second[stage]
-        cells = [f"{x['p50']:.1f} ({x['min']:.1f})" for x in (a, b)]
-        rows.append(f"| {stage.replace('_', ' ')} | {' | '.join(cells)} | {a['p50'] / b['p50']:.1f} |")
+        cells = [f"{x['p50']:.1f} ({x['min']:.1f})" for x in (first[stage], second[stage])]
+        times = "{value:.1f} ({low:.1f} to {high:.1f})".format(**result["times_faster"][stage])
+        rows.append(f"| {stage.replace('_', ' ')} | {' | '.join(cells)} | {times} |")
     return "\n".join(rows)
 
 

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .errors import BackendFailed, BackendMissing, InvalidArgument, OutputUnwritable, S2FError
@@ -97,10 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--device", default="auto", help="auto (default): whatever works here; or one device")
     for made in (verify, bench):
         _add_device(made)
-    bench.add_argument("--json", metavar="OUT", help="also write the report with its raw values to this file")
-    bench.add_argument("--steps", type=int, metavar="N", help="denoising steps; default: the bundle's")
-    bench.add_argument("--runs", type=int, default=200, metavar="N", help="timed calls (default 200)")
-    bench.add_argument("--warmup", type=int, default=20, metavar="N", help="calls before them (default 20)")
+    _add_bench(bench)
     return parser
 
 
@@ -120,6 +117,30 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "All or nothing: if one input fails, or one file cannot be written, no portrait is written. Existing files of "
         f"the same name are replaced. {EXIT}"
+    )
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--json", metavar="OUT", help="also write the report with its raw values to this file")
+    add("--markdown", action="store_true", help="print Markdown instead of text")
+    add("--steps", type=int, metavar="N", help="denoising steps; default: the bundle's")
+    add("--runs", type=int, default=200, metavar="N", help="timed calls (default 200)")
+    add("--warmup", type=int, default=20, metavar="N", help="calls before them (default 20)")
+    add("--warm-only", action="store_true", help="leave out what is measured in fresh processes")
+    add("--patience", type=float, default=0, metavar="S", help="wait up to S seconds until N calls were undisturbed")
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="measure nothing; B's times by A's, two reports"
+    )
+    compared.add_argument(
+        "--baseline", metavar="A", help="compare this run with A, a report or a folder with one per machine"
+    )
+    add("--max-ratio", type=float, metavar="R", help="fail if the whole call surely takes more than R times as long")
+    add("--anyway", action="store_true", help="compare also other bundles, steps, devices or threads")
+    parser.epilog = (
+        "A run is dirty where something else used the CPU; it says so and still counts as done. Only undisturbed "
+        f"blocks of calls are compared, and --max-ratio judges nothing without them. {EXIT}"
     )
 
 
@@ -320,9 +341,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    """A report, a comparison of two, or a report held against a baseline."""
     from . import bench
     from .output import check_writable, write_file
 
+    if arguments.compare:
+        first, second = map(bench.read_report, arguments.compare)
+        return _compare_reports(arguments, first, second)
+    if arguments.max_ratio is not None and arguments.baseline is None:
+        raise InvalidArgument("--max-ratio needs a report to hold the run against. Give --baseline or --compare.")
+    base = bench.read_report(bench.baseline(arguments.baseline)) if arguments.baseline else None
     if arguments.json:
         check_writable(arguments.json)
     report = bench.measure(
@@ -332,10 +360,27 @@ def _bench(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         runs=arguments.runs,
         warmup=arguments.warmup,
+        cold=not arguments.warm_only,
+        patience=arguments.patience,
+        doubt=None if base is None or arguments.max_ratio is None else bench.doubt(base, arguments.max_ratio),
     )
-    sys.stdout.write(bench.to_text(report))
+    sys.stdout.write(bench.to_markdown(report) if arguments.markdown else bench.to_text(report))
     if arguments.json:
-        write_file(arguments.json, (json.dumps(report, indent=1) + "\n").encode())
+        write_file(arguments.json, bench.to_json(report).encode())
+    if base is None:
+        return 0
+    sys.stdout.write("\n")
+    return _compare_reports(arguments, base, report)
+
+
+def _compare_reports(arguments: argparse.Namespace, first: dict[str, Any], second: dict[str, Any]) -> int:
+    """The ratios go to stdout, also where the gate then fails."""
+    from . import bench
+
+    comparison = bench.compare(first, second, anyway=arguments.anyway)
+    sys.stdout.write(bench.comparison_text(comparison))
+    if arguments.max_ratio is not None:
+        sys.stdout.write(f"\n{bench.gate(comparison, arguments.max_ratio)}\n")
     return 0
 
 

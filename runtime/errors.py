@@ -5,7 +5,7 @@ the command line and the return value of the C functions, so a code is never reu
 message says what happened, where, and what to do next.
 
 Codes are grouped by tens: 1x arguments, 2x audio, 3x bundle, 4x backend, 5x output, 6x training inputs, 7x export,
-8x lifetime.
+8x lifetime, 9x measurements.
 """
 
 # ruff: noqa: N818 - the names are public and say what is wrong; the module says that they are errors
@@ -177,6 +177,12 @@ class TimedOut(S2FError):
     code = 82
 
 
+class Slower(S2FError):
+    """A measurement takes longer than the one it is held against, by more than was allowed and without doubt."""
+
+    code = 90
+
+
 ALL_ERRORS: tuple[type[S2FError], ...] = (
     InvalidArgument,
     StepsUnavailable,
@@ -204,6 +210,7 @@ ALL_ERRORS: tuple[type[S2FError], ...] = (
     Closed,
     Cancelled,
     TimedOut,
+    Slower,
 )
 """Every concrete error, by rising code."""
 

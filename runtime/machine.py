@@ -35,9 +35,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def usable_cores() -> int:
     """Physical cores this process may run on: affinity mask, without hyper-threads, capped by the cgroup quota."""
-    allowed = _affinity()
+    allowed = affinity()
     siblings = {_siblings(cpu) for cpu in allowed}
-    quota = _quota()
+    quota = cpu_quota()
     cores = len(siblings) if quota is None else min(len(siblings), quota)
     return max(1, cores)
 
@@ -66,7 +66,8 @@ def load_average() -> list[float]:
         return []
 
 
-def _affinity() -> set[int]:
+def affinity() -> set[int]:
+    """The numbers of the CPUs this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))
     return set(range(os.cpu_count() or 1))
@@ -74,21 +75,22 @@ def _affinity() -> set[int]:
 
 def _siblings(cpu: int) -> str:
     """The hyper-threads that share a core with `cpu`, as the kernel lists them; the cpu itself where it does not."""
-    return _read(_CPU_FOLDER / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
+    return read_text(_CPU_FOLDER / f"cpu{cpu}" / "topology" / "thread_siblings_list") or str(cpu)
 
 
-def _quota() -> int | None:
+def cpu_quota() -> int | None:
     """Whole cores of the cgroup's CPU quota (version 2, then 1), rounded up; None without a quota."""
-    own = _read(Path("/proc/self/cgroup")).partition("0::")[2].split("\n")[0].strip().lstrip("/")
-    old = f"{_read(_CGROUP / 'cpu' / 'cpu.cfs_quota_us')} {_read(_CGROUP / 'cpu' / 'cpu.cfs_period_us')}"
-    for text in (_read(_CGROUP / own / "cpu.max"), _read(_CGROUP / "cpu.max"), old):
+    own = read_text(Path("/proc/self/cgroup")).partition("0::")[2].split("\n")[0].strip().lstrip("/")
+    old = f"{read_text(_CGROUP / 'cpu' / 'cpu.cfs_quota_us')} {read_text(_CGROUP / 'cpu' / 'cpu.cfs_period_us')}"
+    for text in (read_text(_CGROUP / own / "cpu.max"), read_text(_CGROUP / "cpu.max"), old):
         limit, _, period = text.strip().partition(" ")
         if limit.isdigit() and period.strip().isdigit() and int(period):
             return -(-int(limit) // int(period))
     return None
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """One of the system's files without the white space around it; empty where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -98,5 +100,5 @@ def _read(path: Path) -> str:
 @functools.cache
 def _cpuinfo() -> tuple[tuple[str, str], ...]:
     """Read once: on a machine of many cores the system takes its time over it."""
-    pairs = (line.partition(":") for line in _read(Path("/proc/cpuinfo")).splitlines())
+    pairs = (line.partition(":") for line in read_text(Path("/proc/cpuinfo")).splitlines())
     return tuple((key.strip(), value.strip()) for key, _, value in pairs)

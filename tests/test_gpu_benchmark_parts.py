@@ -21,8 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import baselines, command, engines, floor, parity, soak
 from benchmarks.gpu.parts import Deadline, NotHere, OutOfTime, Part, describe, read_part, run_part, timed, to_text
-from benchmarks.gpu.plan import Arm, Counts, Job, Selection, stopwatch
+from benchmarks.gpu.plan import Arm, Counts, Job, Selection
 from benchmarks.gpu.verdicts import COMPILED, verdicts
+from runtime.bench import stopwatch
 from runtime.engines import EngineSpec
 from runtime.errors import BackendFailed, InvalidArgument
 

@@ -310,15 +310,17 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_bench_writes_its_report(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "IMPORTS", 1)
-    monkeypatch.setattr(bench, "COLD_STARTS", 1)
-    monkeypatch.setattr(bench, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(bench.cold, "IMPORTS", 1)
+    monkeypatch.setattr(bench.cold, "COLD_STARTS", 1)
+    monkeypatch.setattr(bench.report, "IDLE_SECONDS", 0.1)
     out = tmp_path / "report.json"
     assert s2f("bench", bundle, "--runs", 3, "--warmup", 0, "--steps", 2, "--json", out) == 0
-    assert "| end to end |" in capsys.readouterr().out
-    report = json.loads(out.read_bytes())
-    assert len(report["raw_ms"]["end_to_end"]) == 3
-    assert len(report["raw_ms"]["process_to_png"]) == 1
+    assert "\nend to end  " in capsys.readouterr().out
+    report = bench.read_report(out)
+    assert report["stages_ms"]["end_to_end"]["count"] == 3
+    assert len(report["raw_once_ms"]["process_to_png"]) == 1
+    assert s2f("bench", bundle, "--runs", 1, "--warmup", 0, "--warm-only", "--markdown") == 0
+    assert "\n| end to end | " in capsys.readouterr().out
 
 
 def test_bench_finds_an_unwritable_report_before_it_measures(

@@ -96,14 +96,14 @@ def test_threads_follow_cores_affinity_and_quota(
     fake_machine(tmp_path, siblings, quota)
     monkeypatch.setattr(machine, "_CPU_FOLDER", tmp_path / "cpus")
     monkeypatch.setattr(machine, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(machine, "_affinity", lambda: set(siblings))
+    monkeypatch.setattr(machine, "affinity", lambda: set(siblings))
     assert machine.usable_cores() == cores
 
 
 def test_cpus_without_topology_count_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_CPU_FOLDER", tmp_path)
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
-    monkeypatch.setattr(machine, "_affinity", lambda: {0, 1, 2})
+    monkeypatch.setattr(machine, "affinity", lambda: {0, 1, 2})
     assert machine.usable_cores() == 3
 
 

@@ -33,6 +33,7 @@ EXPECTED = {
     "Closed": 80,
     "Cancelled": 81,
     "TimedOut": 82,
+    "Slower": 90,
 }
 
 

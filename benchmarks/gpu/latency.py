@@ -32,13 +32,13 @@ from benchmarks.gpu.plan import (
     groups,
     inputs_of,
     noise_of,
-    stopwatch,
     warm_up,
     work_of,
 )
 from benchmarks.gpu.store import Store
 from runtime.backends.cuda import CaptureFailed, graphs_missing
 from runtime.backends.tensorrt_executor import TensorRTExecutor
+from runtime.bench import stopwatch
 from runtime.bundle import STAGES
 from runtime.engines import EngineSpec
 from runtime.executor import Clock

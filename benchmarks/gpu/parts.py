@@ -12,7 +12,6 @@ import datetime
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bench import statistics
+from runtime.bench import statistics, to_json
 from runtime.errors import InvalidArgument, OutputUnwritable
 from runtime.output import write_file
 
@@ -30,7 +29,6 @@ JSON = dict[str, Any]
 
 SCHEMA_VERSION = 1
 KIND = "s2f-gpu"
-_NUMBERS = re.compile(r"\[\s+([-+\d.eE,\s]+?)\s+\]")
 
 
 class OutOfTime(Exception):  # noqa: N818 - says what happened
@@ -212,8 +210,7 @@ def describe(error: BaseException) -> str:
 
 def to_text(data: JSON) -> str:
     """JSON with lists of numbers on one line; NaN and infinity, which JSON has not, become null."""
-    text = json.dumps(plain(data), indent=1, allow_nan=False)
-    return _NUMBERS.sub(lambda found: f"[{''.join(found[1].split())}]", text) + "\n"
+    return to_json(plain(data))
 
 
 def plain(value: Any) -> Any:

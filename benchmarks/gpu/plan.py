@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -203,14 +202,3 @@ def warm_up(call: Callable[[], object], seconds: float) -> None:
     call()
     while time.perf_counter() < end:
         call()
-
-
-def stopwatch(call: Callable[[], object], runs: int, seconds: float = math.inf) -> list[float]:
-    """Wall milliseconds of single calls; fewer calls than asked for, but one at least, where they take too long."""
-    spent: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(spent) < runs and (not spent or time.perf_counter() < end):
-        begin = time.perf_counter_ns()
-        call()
-        spent.append((time.perf_counter_ns() - begin) / 1e6)
-    return spent

@@ -18,7 +18,8 @@ from pathlib import Path
 from benchmarks import children
 from benchmarks.gpu.arms import Way, here
 from benchmarks.gpu.parts import JSON, collected
-from benchmarks.gpu.plan import Job, stopwatch, warm_up
+from benchmarks.gpu.plan import Job, warm_up
+from runtime.bench import stopwatch
 from runtime.doctor import package_versions
 from runtime.errors import BackendFailed
 

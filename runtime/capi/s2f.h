@@ -98,7 +98,8 @@ typedef enum s2f_code {
     S2F_PARITY_FAILED = 70,
     S2F_CLOSED = 80,    /* the pipeline or stream was closed before */
     S2F_CANCELLED = 81, /* the progress function asked for it */
-    S2F_TIMED_OUT = 82
+    S2F_TIMED_OUT = 82,
+    S2F_SLOWER = 90     /* of s2f bench, and not returned here */
 } s2f_code;
 
 /* Called before the first denoising step and after each, with the steps done and those in all. Non-zero ends the call

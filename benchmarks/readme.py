@@ -1,0 +1,172 @@
+"""Rewrites what README.md says of speed, and its picture, from the committed JSON.
+
+python -m benchmarks.readme [--check]
+
+A part of README.md that is made here stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; PARTS says from
+which files. --check writes nothing and fails where the README is not what would be written. The picture needs
+matplotlib.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.bench import read_report, table
+from runtime.errors import S2FError
+from runtime.output import write_file
+
+ROOT = Path(__file__).parent.parent
+README, PICTURE = ROOT / "README.md", ROOT / "docs" / "latency.png"
+RESULTS = Path("benchmarks/results")
+DEMO, EDITIONS, GATE = RESULTS / "demo-cpu-steps4.json", RESULTS / "editions" / "latency.json", RESULTS / "gate.json"
+JSON = dict[str, Any]
+
+COLUMNS = ("p50", "p90", "p99", "min")
+ROWS = {
+    "audio": "speech to window (PCM in memory)",
+    "encoder": "encoder",
+    "step": "one step",
+    "decoder": "decoder",
+    "end_to_end": "**PCM to pixels, {steps} steps**",
+    "file_to_pixels": "file in memory (48 kHz WAV) to pixels",
+    "encode_png": "PNG with its mark",
+}
+
+
+def headline() -> str:
+    """Milliseconds of the first sentence."""
+    return f"{_shown(read_report(ROOT / DEMO))['end_to_end']['p50']:.0f} ms"
+
+
+def how_fast() -> str:
+    """The table of the demo bundle, what happens once, and the picture."""
+    report = read_report(ROOT / DEMO)
+    shown, settings, machine, process = (*(_shown(report), report["settings"], report["machine"], report["process"]),)
+    once = {name: values["p50"] for name, values in report["once_ms"].items()}
+    rows = [["ms", *COLUMNS]]
+    for stage, name in ROWS.items():
+        mark = "**" if stage == "end_to_end" else ""
+        cells = [f"{mark}{shown[stage][column]:.1f}{mark}" for column in COLUMNS]
+        rows.append([name.format(steps=settings["steps"]), *cells])
+    ratio = shown["end_to_end"]["p99"] / shown["end_to_end"]["p50"]
+    return "\n".join(
+        [
+            f"`s2f bench` on the shipped demo bundle at its default of {settings['steps']} steps: "
+            f"{machine['usable_cores']} cores of an {machine['cpu']} ({_kernels(machine['cpu_flags'])}), "
+            f"{settings['threads']} threads, ONNX Runtime {report['versions']['onnxruntime']} CPU, float32, "
+            f"{settings['warmup']} warm-up calls, {_calls(report)} ([JSON with raw values]({DEMO})):",
+            "",
+            *table(rows),
+            "",
+            f"p99 / p50 of the whole call is {ratio:.2f}. Cold process to saved PNG {once['process_to_png'] / 1e3:.2f} "
+            f"s, loading and the first portrait {once['first_portrait'] / 1e3:.2f} s, `import runtime` "
+            f"{once['import_runtime']:.0f} ms (everything it can need: {once['import_all']:.0f} ms), peak memory "
+            f"{process['peak_rss_mb']:.0f} MiB (a cold process {process['cold_peak_rss_mb']:.0f} MiB), CPU between "
+            f"calls {process['idle_cpu_ms_per_s'] / 10:.3f} %.{_once(report)}",
+            "",
+            f"![Distribution of the calls, and the stages](docs/{PICTURE.name})",
+        ]
+    )
+
+
+def editions() -> str:
+    """This bundle beside the first edition of the model, one thread and two."""
+    two, one = json.loads((ROOT / EDITIONS).read_text(encoding="utf-8"))
+    arms = [
+        *zip(("first, 8 steps, 2 threads", "this, 4 steps, 2 threads"), two["stages_ms"].values(), strict=True),
+        *zip(("first, 1 thread", "this, 1 thread"), one["stages_ms"].values(), strict=True),
+    ]
+    (before, _), (after, _), (old, _), (new, _) = arms
+    rows = [["ms, p50 (min)", before, after, "times faster", old, new, "times faster"]]
+    for stage in ("encoder", "step", "decoder", "end_to_end"):
+        cells = []
+        for (_, first), (_, second) in (arms[:2], arms[2:]):
+            a, b = first[stage], second[stage]
+            cells += [*(f"{x['p50']:.1f} ({x['min']:.1f})" for x in (a, b)), f"{a['p50'] / b['p50']:.1f}"]
+        name = "one step" if stage == "step" else stage.replace("_", " ")
+        rows.append([f"**{cell}**" if stage == "end_to_end" else cell for cell in (name, *cells)])
+    return "\n".join(table(rows))
+
+
+def gate() -> str:
+    """What the gate made of reruns, of a slowed build and of a busy machine."""
+    found = json.loads((ROOT / GATE).read_text(encoding="utf-8"))
+    same, slow, busy = found["same_build"], found["slowed"], found["busy"]
+    ranges = [f"{one['least']:.2f} to {one['most']:.2f}" if one["judged"] else "none" for one in (same, slow)]
+    return (
+        f"With the limit at {found['limit']:g}, of {same['runs']} reruns of one build on a shared machine "
+        f"{same['judged']} found enough undisturbed calls to be judged; {same['called_slower'] or 'none'} was called "
+        f"slower (ratios of p5: {ranges[0]}). With a sleep of {100 * found['sleep']:.0f} % put in after every call, "
+        f"{slow['judged']} of {slow['runs']} were judged and {slow['called_slower']} called slower "
+        f"(ratios {ranges[1]}). With a loop burning every CPU, {busy['dirty']} of {busy['runs']} runs were marked "
+        f"dirty, {busy['returned']} ended as usual and {busy['called_slower'] or 'none'} was called slower "
+        f"([JSON]({GATE}), `python -m benchmarks.gate`)."
+    )
+
+
+PARTS: dict[str, Callable[[], str]] = {"headline": headline, "how fast": how_fast, "editions": editions, "gate": gate}
+INLINE = ("headline",)
+
+
+def rewritten(document: str, parts: dict[str, str]) -> str:
+    """The document with each part between its markers. ValueError where a part's markers are not there once each."""
+    for name, text in parts.items():
+        begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
+        if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
+            raise ValueError(f"README.md has not one {begin} and one {end} after it")
+        inner = text if name in INLINE else f"\n\n{text}\n\n"
+        document = re.sub(f"{begin}.*{end}", lambda _, t=f"{begin}{inner}{end}": t, document, flags=re.DOTALL)
+    return document
+
+
+def _shown(report: JSON) -> JSON:
+    """Undisturbed calls where there are any: other programs are no part of this one."""
+    shown: JSON = report["quiet_ms"] or report["stages_ms"]
+    return shown
+
+
+def _calls(report: JSON) -> str:
+    every, shown = report["stages_ms"]["end_to_end"]["count"], _shown(report)["end_to_end"]["count"]
+    if every == shown and not report["conditions"]["calls"]["dirty"]:
+        return f"{every} timed calls"
+    if not report["quiet_ms"]:
+        return f"{every} timed calls, **all of them disturbed by other programs**"
+    return f"the {shown} of {every} timed calls that other programs did not disturb"
+
+
+def _once(report: JSON) -> str:
+    dirty = report["conditions"]["once"]["dirty"]
+    return f" Other programs used {report['conditions']['once']['others']:.0%} of the CPU meanwhile." if dirty else ""
+
+
+def _kernels(flags: list[str]) -> str:
+    names = {"avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx512_bf16": "bf16", "amx_tile": "AMX"}
+    return ", ".join(name for flag, name in names.items() if flag in flags) or " ".join(flags)
+
+
+def main() -> int:
+    """Writes README.md and the picture, or says whether README.md is up to date."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the README is another")
+    options = parser.parse_args()
+    document = README.read_text(encoding="utf-8")
+    try:
+        made = rewritten(document, {name: make() for name, make in PARTS.items()})
+        if options.check:
+            return 0 if made == document else 1
+        from benchmarks.plots import draw
+
+        draw({"demo, 4 steps": read_report(ROOT / DEMO)}, PICTURE)
+        write_file(README, made.encode())
+    except S2FError as error:
+        sys.stderr.write(f"readme: error [{error.code}]: {error}\n")
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
