@@ -19,7 +19,7 @@ import pytest
 from benchmarks.children import Child
 from benchmarks.gpu.parts import Deadline
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import arena, by_hand, report, seam, task
+from benchmarks.peers import arena, by_hand, report, task
 from benchmarks.peers.arms import REFERENCE, Arm, arms, missing
 from benchmarks.peers.quality import IDENTICAL_DB, compare, psnr
 from benchmarks.peers.task import Task, check_parity
@@ -155,26 +155,6 @@ def test_quality_by_hand() -> None:
     assert psnr(black, black + np.uint8(255)) == 0.0
     found = compare(black, black + np.uint8(255))
     assert (found["cosine"], found["max_levels"]) == (-1.0, 255)
-
-
-def test_disturbance_counts_what_others_took() -> None:
-    cores = os.cpu_count() or 1
-    before = seam.Snapshot(wall=0.0, own=0.0, busy=10.0, steal=0.0)
-    quiet = seam.between(before, seam.Snapshot(10.0, 10.0, 20.0, 0.0))
-    assert (quiet["others"], quiet["dirty"]) == (0.0, [])
-    busy = seam.between(before, seam.Snapshot(10.0, 0.0, 10.0 + 10 * cores, 5.0 * cores))
-    assert (busy["others"], busy["steal"], len(busy["dirty"])) == (1.0, 0.5, 2)
-    assert seam.between(before, seam.Snapshot(10.0, 0.0, None, None))["dirty"] is None
-
-
-def test_ratio_has_an_interval_around_it() -> None:
-    rounds = [[1.0, 1.1, 0.9], [2.0, 2.2, 1.8], [1.5, 1.4, 1.6]]
-    double = [[2 * value for value in one] for one in rounds]
-    found = seam.ratio(double, rounds, paired=True)
-    assert found.value == 2.0
-    assert found.low <= 2.0 <= found.high
-    with pytest.raises(ValueError, match="as many"):
-        seam.ratio(double, rounds[:2], paired=True)
 
 
 def test_report_of_the_fixture() -> None:

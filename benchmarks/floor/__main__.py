@@ -19,9 +19,9 @@ from benchmarks.floor.peaks import peaks
 from benchmarks.floor.stages import by_kind, costs, engines
 from benchmarks.gpu.parts import JSON
 from benchmarks.gpu.worker import versions
-from benchmarks.peers.seam import between, environment, snapshot
 from benchmarks.peers.task import Task
 from runtime import __version__
+from runtime.bench import between, environment, snapshot, state
 from runtime.bundle import STAGES, read_manifest
 from runtime.errors import S2FError
 from runtime.machine import usable_cores
@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace) -> JSON:
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
         "bundle": {"name": manifest.name, "sha256": identity},
-        "machine": environment(),
+        "machine": {**environment(), **state()},
         "versions": versions(),
         "costs": counted,
         "runs": runs,

@@ -20,11 +20,12 @@ import numpy as np
 
 import runtime
 from benchmarks.gpu.parts import JSON
-from benchmarks.gpu.plan import stopwatch, warm_up
+from benchmarks.gpu.plan import warm_up
 from benchmarks.peers.by_hand import naive_onnxruntime, openvino_request, options
 from benchmarks.peers.task import Task
 from export.cost import count, matrix_by_operator
 from export.derive import derive
+from runtime.bench import stopwatch
 from runtime.bundle import STAGES, Bundle
 
 RUNS, MOST, WARM = 60, 1.5, 0.3

@@ -20,9 +20,9 @@ from benchmarks.gpu.worker import versions
 from benchmarks.peers import report as reports
 from benchmarks.peers.arena import LOG, Counts, contest, open_child
 from benchmarks.peers.arms import Arm, arms, missing
-from benchmarks.peers.seam import environment
 from benchmarks.peers.task import Task
 from runtime import __version__
+from runtime.bench import environment, state
 from runtime.bundle import read_manifest
 from runtime.errors import InvalidArgument, S2FError
 from runtime.machine import usable_cores
@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace) -> JSON:
     lacking = {name: why for name, arm in chosen.items() if (why := missing(name, arm))}
     counts, begin = (
         Counts(rounds=options.rounds, most_rounds=2 * options.rounds, patience=options.patience),
-        environment(),
+        {**environment(), **state()},
     )
     deadline, contests = Deadline(60 * options.minutes), _kept(options.out, identity, steps, options.threads)
     for number, threads in enumerate(options.threads):

@@ -24,9 +24,9 @@ from benchmarks.children import Child
 from benchmarks.gpu.parts import JSON, Deadline
 from benchmarks.peers.arms import REFERENCE
 from benchmarks.peers.quality import Images, compare
-from benchmarks.peers.seam import wait_for_quiet
 from benchmarks.peers.task import Task
 from benchmarks.peers.worker import arguments_of
+from runtime.bench import wait_for_quiet
 from runtime.errors import S2FError
 
 logger = logging.getLogger(__name__)

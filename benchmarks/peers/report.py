@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu.parts import JSON
-from benchmarks.peers.seam import ratio
+from runtime.bench import ratio
 from runtime.errors import InvalidArgument
 
 SCHEMA_VERSION, KIND = 1, "s2f-peers"

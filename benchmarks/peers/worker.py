@@ -17,11 +17,11 @@ import numpy as np
 
 from benchmarks import children
 from benchmarks.gpu.parts import JSON
-from benchmarks.gpu.plan import stopwatch, warm_up
+from benchmarks.gpu.plan import warm_up
 from benchmarks.gpu.worker import versions
 from benchmarks.peers.arms import arms
-from benchmarks.peers.seam import between, snapshot
 from benchmarks.peers.task import Peer, Task
+from runtime.bench import between, snapshot, stopwatch
 from runtime.machine import load_average
 
 
