@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers import report as arena
 from runtime.bench import read_report, table
 from runtime.errors import S2FError
 from runtime.output import write_file
@@ -22,6 +23,7 @@ from runtime.output import write_file
 ROOT = Path(__file__).parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "latency.png"
 RESULTS = Path("benchmarks/results")
+PEERS = RESULTS / "peers.json"
 DEMO, EDITIONS, GATE = RESULTS / "demo-cpu-steps4.json", RESULTS / "editions" / "latency.json", RESULTS / "gate.json"
 JSON = dict[str, Any]
 
@@ -108,7 +110,50 @@ def gate() -> str:
     )
 
 
-PARTS: dict[str, Callable[[], str]] = {"headline": headline, "how fast": how_fast, "editions": editions, "gate": gate}
+def peers() -> str:
+    """Ours beside what others would do, with all cores and with one thread."""
+    report = arena.read(ROOT / PEERS)
+    contests = report["contests"]
+    found = [arena.summarise(contest)["arms"] for contest in contests]
+    columns = [arena.threads_in_words(contest) for contest in contests]
+    rows = [["ms, p50 (times slower than our fastest)", *columns, "PSNR, dB"]]
+    for name in sorted(found[0], key=lambda arm: found[0][arm]["p50"]):
+        cells = [
+            name,
+            *(_against(arms[name]) for arms in found),
+            arena.quality_in_words(contests[0]["arms"][name], report["arms"][name])[0],
+        ]
+        rows.append([f"**{cell}**" if name.startswith(arena.OURS) else cell for cell in cells])
+    open_ends = [
+        f"≥ {goal['wanted']:g} × {goal['peer']} with {words} ({goal['verdict']})"
+        for contest, words in zip(contests, columns, strict=True)
+        for goal in arena.goals(contest)
+        if goal["verdict"] != "met"
+    ]
+    return "\n".join(
+        [
+            "Every arm a process of its own, taking turns, the same speech, noise and weights (but diffusers': random) "
+            f"([JSON]({PEERS}), `python -m benchmarks.peers`; [what each arm is](docs/benchmarks.md)):",
+            "",
+            *table(rows),
+            "",
+            f"What was aimed at is met, but for: {'; '.join(open_ends)}." if open_ends else "What was aimed at is met.",
+        ]
+    )
+
+
+def _against(arm: JSON) -> str:
+    times = arm["times"]
+    return f"{arm['p50']:.1f}" + (f" ({times['value']:.1f})" if times and times["value"] != 1 else "")
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "how fast": how_fast,
+    "peers": peers,
+    "editions": editions,
+    "gate": gate,
+}
 INLINE = ("headline",)
 
 

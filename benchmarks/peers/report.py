@@ -100,7 +100,7 @@ def plot(report: JSON) -> bytes:
         axis.set_ylim(-0.5, len(names))
         axis.grid(axis="x", linewidth=0.3)
         axis.set_xlabel("ms, speech to pixels", fontsize=8)
-        axis.set_title(_threads(contest), fontsize=10)
+        axis.set_title(threads_in_words(contest), fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90, metadata={"Software": None})
     plt.close(figure)
@@ -150,7 +150,9 @@ def _median(rounds: Sequence[Sequence[float]]) -> float:
 
 def _table(report: JSON, contest: JSON) -> str:
     summary = summarise(contest)
-    head = f"| {_threads(contest)} | ms p50 | rounds, least–most | ours is × faster | PSNR dB | cosine | steps | |"
+    head = (
+        f"| {threads_in_words(contest)} | ms p50 | rounds, least–most | ours is × faster | PSNR dB | cosine | steps | |"
+    )
     rows = [head, "|---" * 8 + "|"]
     found = summary.get("arms", {})
     for name in sorted(found, key=lambda name: found[name]["p50"]):
@@ -159,7 +161,15 @@ def _table(report: JSON, contest: JSON) -> str:
         title = f"**{name}**" if name == summary["base"] else name
         spread = f"{line['rounds']}: {line['least']:.1f}–{line['most']:.1f}"
         spread += f" ({line['dirty']} dirty)" if line["dirty"] else ""
-        cells = [title, f"{line['p50']:.1f}", spread, times, *_quality(arm, about), str(about["steps"]), about["what"]]
+        cells = [
+            title,
+            f"{line['p50']:.1f}",
+            spread,
+            times,
+            *quality_in_words(arm, about),
+            str(about["steps"]),
+            about["what"],
+        ]
         rows.append(f"| {' | '.join(cells)} |")
     failed = {name: arm["error"] for name, arm in contest["arms"].items() if "error" in arm}
     absent = {**contest.get("missing", {}), **failed}
@@ -176,14 +186,15 @@ def _brief(reason: str) -> str:
 
 
 def _goals_table(contest: JSON) -> str:
-    rows = [f"| {_threads(contest)}: ours against | wanted | measured | |", "|---|---|---|---|"]
+    rows = [f"| {threads_in_words(contest)}: ours against | wanted | measured | |", "|---|---|---|---|"]
     for goal in goals(contest):
         times = "" if goal["times"] is None else _times(goal["times"])
         rows.append(f"| {goal['peer']} | ≥ {goal['wanted']:g} × | {times} | {goal['verdict']} |")
     return "\n".join(rows)
 
 
-def _quality(arm: JSON, about: JSON) -> list[str]:
+def quality_in_words(arm: JSON, about: JSON) -> list[str]:
+    """PSNR in dB and cosine to ours in float32, for a table."""
     if about["random"]:
         return ["random weights", ""]
     quality = arm.get("quality")
@@ -196,7 +207,8 @@ def _times(found: JSON | None) -> str:
     return "" if found is None else f"{found['value']:.2f} ({found['low']:.2f}–{found['high']:.2f})"
 
 
-def _threads(contest: JSON) -> str:
+def threads_in_words(contest: JSON) -> str:
+    """How many threads every arm of a contest had."""
     count = contest["threads"]
     return "one thread" if count == 1 else f"{count} threads"
 
