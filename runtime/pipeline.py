@@ -344,6 +344,8 @@ def give_up(thread: int = 0) -> None:
 
     `thread`: one that waits for this end itself (`threading.get_ident`), so that nobody waits for what it draws.
     """
+    if ending.is_set():
+        return
     ending.set()
     until = time.monotonic() + END_SECONDS
     for pipeline in list(_live):

@@ -246,7 +246,8 @@ class _Studio:
         self._estimate = Estimate()
         self._portrait: Portrait | None = None
         self._drawn, self._final = 0, False
-        self._error: BaseException | None = None
+        self._error: BaseException | None = None  # what `poll` tells
+        self._failure: BaseException | None = None  # the same, for `finish`
         self._failed_at = -1
         self._asked = 0.0
         self.total = self.dropped = self.given = 0
@@ -287,11 +288,16 @@ class _Studio:
         with self._changed:
             if self.total < SHORTEST:
                 raise _too_little(self.total)
-            self._final, self._failed_at = True, -1
+            self._raise_error()
+            self._final, self._failed_at, self._failure = True, -1, None
             self._changed.notify_all()
             while self._portrait is None or self._drawn < self.total:
                 self.check_open()
-                self._raise_error()
+                if (
+                    self._failure is not None
+                ):  # told here too where `poll` has told it: there is nothing more to wait for
+                    self._error = None
+                    raise self._failure
                 watch(0, 1)
                 self._changed.wait(_PATIENCE_SECONDS)
             self.given = self._drawn
@@ -316,7 +322,8 @@ class _Studio:
                 except BaseException as error:  # noqa: BLE001 - it belongs to whoever polls
                     self._fail(error)
             # An error holds its frames, and through them this thread, whose end lets the stream go.
-            self._speech, self._portrait, self._error = np.empty(0, np.float32), None, None
+            self._speech, self._portrait = np.empty(0, np.float32), None
+            self._error = self._failure = None
         finally:
             self._ended.set()
 
@@ -375,7 +382,8 @@ class _Studio:
     def _fail(self, error: BaseException) -> None:
         traceback.clear_frames(error.__traceback__)  # whoever keeps an error must not keep what was worked on
         with self._changed:
-            self._error, self._failed_at = error, self.total
+            self._error = self._failure = error
+            self._failed_at = self.total
             self._changed.notify_all()
 
     def _raise_error(self) -> None:

@@ -50,11 +50,13 @@ def test_a_program_ends_in_the_midst_of_things(
         assert run(program, command, place / "tiny", place / "voice.f32", moment, timeout=20) == ""
 
 
-@pytest.mark.parametrize("command", ["locked", "python-first", "interpreters"])
-def test_a_program_ends_its_own_python(command: str, library: Path, place: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "moments"), [("locked", (0,)), ("python-first", (30, 60, 90)), ("interpreters", (0,))]
+)
+def test_a_program_ends_its_own_python(command: str, moments: tuple[int, ...], library: Path, place: Path) -> None:
     program = compile_program("ends", library, place)
     files = place / "tiny", place / "voice.f32"
-    for moment in (30, 60, 90):
+    for moment in moments:
         assert run(program, command, *files, moment, shared_python(), timeout=20, PYTHONPATH=PACKAGES) == ""
 
 

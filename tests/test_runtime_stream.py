@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -568,6 +569,31 @@ def test_what_goes_wrong_is_told_once_and_tried_again(
         with pytest.raises(type(error)):
             stream.finish()
         assert stream.finish().image.std() > 1
+
+
+def test_who_waits_for_the_end_is_told_of_a_failure_that_a_poll_has_taken(
+    cpu: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise BackendFailed("broken")
+
+    monkeypatch.setattr(cpu._executor, "paint", fails)
+    with cpu.stream(RATE) as stream:
+        stream.push(speech(0.8))  # too little for a portrait before the end
+        stop = threading.Event()
+
+        def poll_on() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(BackendFailed):
+                    stream.poll()
+
+        thread = threading.Thread(target=poll_on)
+        thread.start()
+        for _ in range(20):
+            with pytest.raises(BackendFailed):
+                stream.finish(30)
+        stop.set()
+        thread.join(30)
 
 
 def test_an_encoder_that_fails_loses_nothing(cpu: Pipeline, monkeypatch: pytest.MonkeyPatch, open_gate: None) -> None:

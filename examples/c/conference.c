@@ -39,7 +39,7 @@ static const char help[] =
     "  --seed S              same seed and speech, same portraits (default 0)\n"
     "  --steps N             denoising steps, one of the bundle's; default: the bundle's\n"
     "  --bundle DIR          folder of the bundle; default: the shipped demo\n"
-    "  --device D            auto (default), cpu, cuda, tensorrt\n"
+    "  --device D            auto (default), cpu, openvino, cuda, tensorrt\n"
     "  --threads N           CPU threads; default: the physical cores usable here\n"
     "\n"
     "Exit status: 0, also after a signal, or the code of the error shown in brackets; 2 for a command line that cannot\n"

@@ -28,7 +28,7 @@ static const char help[] =
     "  --steps N             denoising steps, one of the bundle's; default: the bundle's\n"
     "  --window W            which six seconds: start (default), centre, loudest\n"
     "  --bundle DIR          folder of the bundle; default: the shipped demo\n"
-    "  --device D            auto (default), cpu, cuda, tensorrt\n"
+    "  --device D            auto (default), cpu, openvino, cuda, tensorrt\n"
     "  --threads N           CPU threads; default: the physical cores usable here\n"
     "  --timeout MS          milliseconds that drawing may take, then error 82; default: no limit\n"
     "  --verbose             what the library logs, on stderr\n"

@@ -69,7 +69,7 @@ static void wait_for_all(const struct timespec *until, int is_giving_up)
     int late = 0;
     pthread_mutex_lock(&mutex);
     while (!late && (inside > own || (is_giving_up && !has_given_up)))
-        late = pthread_cond_timedwait(&changed, &mutex, until) != 0;
+        late = pthread_cond_clockwait(&changed, &mutex, CLOCK_MONOTONIC, until) != 0;
     pthread_mutex_unlock(&mutex);
 }
 
@@ -82,7 +82,7 @@ void end(void)
     const int32_t state = started(message);
     if (state == S2F_BACKEND_FAILED) /* a forked child, or Python is gone already */
         return;
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += PATIENCE_S;
     pthread_mutex_lock(&mutex);
     again = ending;

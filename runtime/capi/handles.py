@@ -172,6 +172,8 @@ class Handle:
             self._open = False
             children = list(self._children)
         try:
+            if self.parent and self.target is not None:
+                self.target.close()  # a stream gives up what is drawn, and calls in progress end with that
             for child in children:
                 with contextlib.suppress(Closed):
                     child._end()

@@ -130,6 +130,8 @@ int32_t s2f_open(const char *bundle, const s2f_options *options, s2f_pipeline **
     *pipeline = NULL;
     code = take_options(&ours, options, last_error);
     if (code == S2F_OK)
+        code = check_process(last_error); /* in a child the door may be locked for ever */
+    if (code == S2F_OK)
         code = come_in(last_error);
     if (code != S2F_OK)
         return code;

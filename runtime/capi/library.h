@@ -20,7 +20,6 @@ int32_t take_options(s2f_options *ours, const s2f_options *given, char *message)
 int32_t take_request(s2f_request *ours, const s2f_request *given, char *message);
 int32_t take_result(s2f_result *ours, const s2f_result *given, char *message);
 int32_t take_stream_options(s2f_stream_options *ours, const s2f_stream_options *given, char *message);
-
 int32_t take_stream_state(s2f_stream_state *ours, const s2f_stream_state *given, char *message);
 
 /* Write to the caller's structure, of whatever size; NULL is not wanted. (structs.c) */
@@ -33,6 +32,9 @@ extern bridge_functions bridge;
 /* Make the functions of bridge.h callable: start Python where the process has none, and load bridge.py. Done once; any
  * number of threads may ask at the same time. (start.c) */
 int32_t start(char *message);
+
+/* S2F_OK unless this is a forked child of the process in which `start` was called. Never waits. (start.c) */
+int32_t check_process(char *message);
 
 /* S2F_OK once `start` has succeeded in this very process. Never waits. (start.c) */
 int32_t started(char *message);

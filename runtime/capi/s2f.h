@@ -29,7 +29,8 @@
  * LIFETIME. Everything given to a function is read or written during the call and not kept, but for the log function.
  * The library works for a whole process: it is not unloaded by dlclose. A program may end without closing anything, also
  * while other threads are in the midst of a call: from then on every new call gets S2F_CLOSED, what is being drawn is
- * given up within one step, and exit waits for it, 3 seconds at most. Only while the first s2f_open of a process (or the
+ * given up within one step, and exit waits for it, 3 seconds at most (always so long where a progress function on a GPU
+ * calls exit). Only while the first s2f_open of a process (or the
  * first for a device) is loading libraries must the program not end: nobody can wait for those.
  * A process made by fork after the first s2f_open must not use it: it gets S2F_BACKEND_FAILED there, until it executes
  * another program.
@@ -96,8 +97,8 @@ typedef enum s2f_code {
     S2F_CHECKPOINT_INVALID = 62,
     S2F_TRAINING_DIVERGED = 63,
     S2F_PARITY_FAILED = 70,
-    S2F_CLOSED = 80,    /* the pipeline or stream was closed before */
-    S2F_CANCELLED = 81, /* the progress function asked for it */
+    S2F_CLOSED = 80,    /* the pipeline or stream was closed before, or the process is ending */
+    S2F_CANCELLED = 81, /* the progress function asked for it, or the process is ending */
     S2F_TIMED_OUT = 82,
     S2F_SLOWER = 90     /* of s2f bench, and not returned here */
 } s2f_code;

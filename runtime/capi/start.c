@@ -301,8 +301,9 @@ static int32_t start_locked(char *message)
     return code;
 }
 
-static int32_t check_process(pid_t process, char *message)
+int32_t check_process(char *message)
 {
+    const pid_t process = __atomic_load_n(&starting, __ATOMIC_ACQUIRE);
     if (process == 0 || process == getpid())
         return S2F_OK;
     return refuse(message, S2F_BACKEND_FAILED,
@@ -331,7 +332,7 @@ int32_t start(char *message)
     pid_t none = 0;
     int32_t code;
     __atomic_compare_exchange_n(&starting, &none, getpid(), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-    code = check_process(__atomic_load_n(&starting, __ATOMIC_ACQUIRE), message);
+    code = check_process(message);
     if (code != S2F_OK || __atomic_load_n(&ready, __ATOMIC_ACQUIRE) != 0)
         return code != S2F_OK ? code : started(message);
     pthread_mutex_lock(&finding);
@@ -350,7 +351,7 @@ int32_t start(char *message)
 
 int32_t started(char *message)
 {
-    int32_t code = check_process(__atomic_load_n(&starting, __ATOMIC_ACQUIRE), message);
+    int32_t code = check_process(message);
     if (code == S2F_OK && __atomic_load_n(&ready, __ATOMIC_ACQUIRE) == 0)
         return refuse(message, S2F_INVALID_ARGUMENT, "Nothing has been opened yet.");
     if (code == S2F_OK && !python.Py_IsInitialized())

@@ -12,6 +12,7 @@ import io
 import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,7 @@ PLACE = "runtime/capi"
 FOLDER = "../../.."
 """Of the package, from the folder of the library, PLACE/lib."""
 LINK = b"/* libs2f.so for linkers; a wheel holds no links */\nINPUT(libs2f.so.1)\n"
+PURE, TAG = b"Root-Is-Purelib: true", b"Tag: py3-none-any"
 ELF = b"\x7fELF"
 MACHINES = {62: "x86_64", 183: "aarch64"}
 """By their numbers in the head of such a file."""
@@ -34,12 +36,14 @@ def write_wheel(pure: Path, files: Mapping[str, bytes], out: Path) -> Path:
     Raises InvalidArgument (`pure` is not the wheel of this release), BackendFailed (machine), OutputUnwritable.
     """
     entries = read_wheel(pure)
+    info = f"s2f_edge-{__version__}.dist-info"
+    head = entries.get(f"{info}/WHEEL", b"")
+    if PURE not in head or TAG not in head:
+        raise InvalidArgument(f"{pure} has no WHEEL file of a pure wheel. Make it with: pip wheel --no-deps .")
     entries |= {f"{PLACE}/{name}": data for name, data in files.items()}
     entries[f"{PLACE}/lib/libs2f.so"] = LINK
     tag = f"{python_tag()}-{platform_tag([data for data in files.values() if data.startswith(ELF)])}"
-    info = f"s2f_edge-{__version__}.dist-info"
-    head = entries[f"{info}/WHEEL"].replace(b"Root-Is-Purelib: true", b"Root-Is-Purelib: false")
-    entries[f"{info}/WHEEL"] = head.replace(b"Tag: py3-none-any", f"Tag: {tag}".encode())
+    entries[f"{info}/WHEEL"] = head.replace(PURE, b"Root-Is-Purelib: false").replace(TAG, f"Tag: {tag}".encode())
     entries[f"{info}/RECORD"] = record(entries, f"{info}/RECORD")
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -62,7 +66,7 @@ def read_wheel(path: Path) -> dict[str, bytes]:
             return {
                 one: archive.read(one) for one in archive.namelist() if not one.endswith((".dist-info/RECORD", "/"))
             }
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidArgument(f"{path} cannot be read: {error}. Make it with: pip wheel --no-deps .") from error
 
 

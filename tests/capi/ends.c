@@ -41,7 +41,7 @@ static void *draw_on(void *pipeline)
     uint8_t image[3072];
     while (s2f_generate(pipeline, speech.pcm, speech.frames, RATE, 1, NULL, image, sizeof(image), NULL) == S2F_OK)
         continue;
-    CHECK(strstr(s2f_last_error(), "end") != NULL);
+    CHECK(strstr(s2f_last_error(), "ending") != NULL || strstr(s2f_last_error(), "ended its Python") != NULL);
     return NULL;
 }
 

@@ -113,6 +113,32 @@ static void *keep_busy(void *nothing)
     return nothing;
 }
 
+static void *finish_elsewhere(void *stream)
+{
+    static uint8_t other[3072];
+    EXPECT(S2F_CLOSED, s2f_stream_finish(stream, 0, other, sizeof(other), NULL));
+    return NULL;
+}
+
+/* Closing a stream does not wait for a portrait that another thread waits for. */
+static void close_under_a_finish(void)
+{
+    pthread_t drawing, finishing;
+    s2f_stream *stream;
+    EXPECT(S2F_OK, s2f_stream_open(pipeline, NULL, &stream));
+    pthread_create(&drawing, NULL, keep_busy, NULL);
+    while (!__atomic_load_n(&busy, __ATOMIC_ACQUIRE))
+        pause_briefly();
+    EXPECT(S2F_OK, s2f_stream_push(stream, speech.pcm, speech.frames));
+    pthread_create(&finishing, NULL, finish_elsewhere, stream);
+    for (int i = 0; i < 25; i++)
+        pause_briefly();
+    EXPECT(S2F_OK, s2f_stream_close(stream)); /* while nothing can be drawn */
+    pthread_join(finishing, NULL);
+    __atomic_store_n(&busy, 0, __ATOMIC_RELEASE);
+    pthread_join(drawing, NULL);
+}
+
 static void formats(void)
 {
     pthread_t thread;
@@ -199,6 +225,7 @@ int main(int count, char **arguments)
     speech = read_voice(arguments[2]);
     settle(arguments[3]);
     mistakes();
+    close_under_a_finish();
     formats();
     return failures != 0;
 }
