@@ -1,7 +1,7 @@
 # make demo       a portrait from an example clip, with the shipped model (installs the runtime into .venv)
 # make test       lint, types, import contracts and all tests (installs training and export too)
 # make capi       libs2f.so and the C and C++ examples, into build/ (needs a C compiler and CMake)
-# make gate       is this build slower than the committed baseline of this machine? (exit status 90)
+# make gate       is this build slower than the committed baseline of this machine? (exit status 90; 91: too busy to say)
 # make soak       what runs for a long time and is left out of make test
 # make evaluate   the shipped model's numbers again; MAKEHUMAN=… and SPEECH=… are folders as for s2f-train corpus
 PYTHON ?= python3

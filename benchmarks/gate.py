@@ -98,7 +98,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     ratios = [one["ratio"]["value"] for one in runs if one["judged"]]
     return {
         "runs": len(runs),
-        "returned": sum(one["status"] in (0, CODES["Slower"]) for one in runs),
+        "returned": sum(one["status"] in (0, CODES["Slower"], CODES["NotJudged"]) for one in runs),
         "dirty": sum(one["dirty"] for one in runs),
         "judged": len(ratios),
         "called_slower": sum(one["status"] == CODES["Slower"] for one in runs),

@@ -125,10 +125,11 @@ def peers() -> str:
         ]
         rows.append([f"**{cell}**" if name.startswith(arena.OURS) else cell for cell in cells])
     open_ends = [
-        f"≥ {goal['wanted']:g} × {goal['peer']} with {words} ({goal['verdict']})"
+        f"{goal['ours']} ≥ {goal['wanted']:g} × {goal['peer']} with {words} ({goal['times']['value']:.2f}, "
+        f"{goal['verdict']})"
         for contest, words in zip(contests, columns, strict=True)
         for goal in arena.goals(contest)
-        if goal["verdict"] != "met"
+        if goal["verdict"] not in ("met", "not measured")
     ]
     return "\n".join(
         [
@@ -169,8 +170,9 @@ def rewritten(document: str, parts: dict[str, str]) -> str:
 
 
 def _shown(report: JSON) -> JSON:
-    """Undisturbed calls where there are any: other programs are no part of this one."""
-    shown: JSON = report["quiet_ms"] or report["stages_ms"]
+    """All calls of a clean run; else the undisturbed ones, if any: other programs are no part of this one."""
+    clean = not report["conditions"]["calls"]["dirty"]
+    shown: JSON = report["stages_ms"] if clean else report["quiet_ms"] or report["stages_ms"]
     return shown
 
 

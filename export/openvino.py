@@ -50,9 +50,17 @@ def prepare(bundle: Bundle, tell: Tell, *, clock: Clock = time.perf_counter) -> 
             write_comparison(cache, manifest, found)
             precision = found.precision
             tell(f"{found}: {'auto takes openvino' if found.wins else 'auto does not take openvino'}")
-        settings = Settings(NAME, usable_cores(), precision)
-        size = sum(keep(bundle.files[name], settings, cache, f"the {name} graph") for name in manifest.stages)
-        tell(f"ready: compiled graphs in {precision} for {settings.threads} threads, {size / 1e6:.1f} MB in the cache")
+        counts, size = thread_counts(), 0
+        for threads in counts:  # which are part of what is compiled
+            settings = Settings(NAME, threads, precision)
+            size += sum(keep(bundle.files[name], settings, cache, f"the {name} graph") for name in manifest.stages)
+        told = " and ".join(map(str, counts))
+        tell(f"ready: compiled graphs in {precision} for {told} threads, {size / 1e6:.1f} MB in the cache")
+
+
+def thread_counts() -> list[int]:
+    """What a portrait is measured with, and graphs are kept for."""
+    return sorted({1, usable_cores()})
 
 
 def compare(bundle: Bundle, tell: Tell, clock: Clock = time.perf_counter) -> Comparison:
@@ -62,7 +70,7 @@ def compare(bundle: Bundle, tell: Tell, clock: Clock = time.perf_counter) -> Com
     """
     times: dict[int, dict[str, float]] = {}
     alike: dict[str, float] = {}
-    for threads in sorted({1, usable_cores()}):
+    for threads in thread_counts():
         with contextlib.ExitStack() as stack:
             yardstick: Executor = StepwiseExecutor(bundle, OrtSession, Settings("cpu", threads))
             arms = {YARDSTICK: stack.enter_context(contextlib.closing(yardstick))}

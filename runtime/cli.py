@@ -351,6 +351,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.max_ratio is not None and arguments.baseline is None:
         raise InvalidArgument("--max-ratio needs a report to hold the run against. Give --baseline or --compare.")
     base = bench.read_report(bench.baseline(arguments.baseline)) if arguments.baseline else None
+    if base is not None:
+        _as_measured(arguments, base["settings"])
     if arguments.json:
         check_writable(arguments.json)
     report = bench.measure(
@@ -371,6 +373,13 @@ def _bench(arguments: argparse.Namespace) -> int:
         return 0
     sys.stdout.write("\n")
     return _compare_reports(arguments, base, report)
+
+
+def _as_measured(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """Where the user has not said otherwise, a run is like the one it is held against."""
+    arguments.device = settings["device"] if arguments.device == "auto" else arguments.device
+    arguments.threads = arguments.threads or settings["threads"]
+    arguments.steps = arguments.steps or settings["steps"]
 
 
 def _compare_reports(arguments: argparse.Namespace, first: dict[str, Any], second: dict[str, Any]) -> int:

@@ -183,6 +183,12 @@ class Slower(S2FError):
     code = 90
 
 
+class NotJudged(S2FError):
+    """A measurement was disturbed too much to be held against another."""
+
+    code = 91
+
+
 ALL_ERRORS: tuple[type[S2FError], ...] = (
     InvalidArgument,
     StepsUnavailable,
@@ -211,6 +217,7 @@ ALL_ERRORS: tuple[type[S2FError], ...] = (
     Cancelled,
     TimedOut,
     Slower,
+    NotJudged,
 )
 """Every concrete error, by rising code."""
 

@@ -167,16 +167,25 @@ def test_report_of_the_fixture() -> None:
     assert "| **ours cpu** | 10.0 |" in text
     assert "random weights" in text
     assert "| openvino f32 by hand | — |" in text
-    verdicts = {goal["peer"]: goal["verdict"] for goal in report.goals(found["contests"][0])}
+    verdicts = {(goal["ours"], goal["peer"]): goal["verdict"] for goal in report.goals(found["contests"][0])}
     assert verdicts == {
-        "diffusers 25 steps": "met",
-        "torch eager fp32": "met",
-        "onnxruntime naive": "missed",
-        "openvino f32 by hand": "not measured",
-        "openvino bf16 by hand": "not measured",
+        ("ours cpu", "diffusers 25 steps"): "met",
+        ("ours cpu", "torch eager fp32"): "met",
+        ("ours cpu", "onnxruntime naive"): "missed",
+        ("ours cpu", "openvino f32 by hand"): "not measured",
+        ("ours cpu", "openvino bf16 by hand"): "not measured",
+        ("ours openvino", "torch eager bf16"): "not measured",
     }
     busy = {goal["peer"]: goal["verdict"] for goal in report.goals(found["contests"][1])}
     assert busy["torch eager fp32"] == "not judged: the machine was busy"
+
+
+def test_not_to_be_behind_is_shown_by_the_whole_interval() -> None:
+    verdicts = [report._verdict({"low": low, "high": high}, report.NOT_BEHIND) for low, high in BEHIND]
+    assert verdicts == ["met", "not certain", "missed"]
+
+
+BEHIND = ((0.97, 1.02), (0.8, 1.3), (0.8, 0.9))
 
 
 def test_plot_and_table_come_out_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

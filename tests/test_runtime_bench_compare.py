@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from runtime import bench
 from runtime.bench import Block, Timed
 from runtime.cli import main
-from runtime.errors import CODES, InvalidArgument, Slower
+from runtime.errors import CODES, InvalidArgument, NotJudged, Slower
 
 CLEAN = {"seconds": 1.0, "own": 0.9, "others": 0.0, "steal": 0.0, "stalled": 0.0, "throttled": None, "dirty": []}
 DIRTY = {**CLEAN, "others": 0.5, "dirty": ["other programs took 50% of the CPU time, 5% is the limit"]}
@@ -105,7 +105,8 @@ def test_noise_is_not_judged(sides: tuple[bool, bool]) -> None:
     found = bench.compare(made(dirty=sides[0]), made(2.0, dirty=sides[1]))
     assert not found.judged
     assert found.ratios["end_to_end"].value == pytest.approx(2, abs=0.1)
-    assert bench.gate(found, 1.1).startswith("not judged")
+    with pytest.raises(NotJudged, match="patience"):
+        bench.gate(found, 1.1)
     assert any("is dirty: other programs" in line for line in found.warnings)
 
 
@@ -236,11 +237,11 @@ def test_missing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_exit_statuses(file: Any, capsys: pytest.CaptureFixture[str]) -> None:
     one, same, slow = file(made(), "a.json"), file(made(seed=1), "b.json"), file(made(1.3), "c.json")
     dirty = file(made(1.3, dirty=True), "d.json")
-    for second, status in ((same, 0), (slow, CODES["Slower"]), (dirty, 0)):
+    for second, status in ((same, 0), (slow, CODES["Slower"]), (dirty, CODES["NotJudged"])):
         assert main(["bench", "--compare", str(one), str(second), "--max-ratio", "1.1"]) == status
         assert "| end to end | " in capsys.readouterr().out
         assert main(["bench", "--compare", str(one), str(second)]) == 0
-    assert CODES["Slower"] == 90
+    assert (CODES["Slower"], CODES["NotJudged"]) == (90, 91)
 
 
 def test_a_gate_needs_something_to_hold_the_run_against(capsys: pytest.CaptureFixture[str]) -> None:

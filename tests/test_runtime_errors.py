@@ -34,6 +34,7 @@ EXPECTED = {
     "Cancelled": 81,
     "TimedOut": 82,
     "Slower": 90,
+    "NotJudged": 91,
 }
 
 

@@ -124,11 +124,13 @@ def _rounds(
 ) -> None:
     longest = 0.0
     for number in range(counts.most_rounds):
-        if deadline.left < longest or all(_clean(results[name]) >= counts.rounds for name in alive):
+        if not alive or deadline.left < longest or all(_clean(results[name]) >= counts.rounds for name in alive):
             return
         tell(f"round {number + 1}")
         begin = time.monotonic()
-        for name, child in list(alive.items()):
+        arms = list(alive.items())
+        first = number % len(arms)  # another begins each time: a host's moods change within a round
+        for name, child in [*arms[first:], *arms[:first]]:
             if not _turn(child, results[name], number, counts, deadline):
                 del alive[name]
         longest = max(longest, time.monotonic() - begin)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InvalidArgument, Slower
+from ..errors import InvalidArgument, NotJudged, Slower
 from .core import Block, Ratio, flat, ratio, values
 from .report import KIND, SCHEMA_VERSION, Doubt
 from .system import machine_id
@@ -135,12 +135,12 @@ def doubt(base: dict[str, Any], limit: float) -> Doubt:
 def gate(comparison: Comparison, limit: float) -> str:
     """The verdict in words. Raises Slower where the whole interval of the quick calls lies above `limit`.
 
-    Raises InvalidArgument for a limit that is no ratio.
+    Raises NotJudged where too few calls were undisturbed, InvalidArgument for a limit that is no ratio.
     """
     if not math.isfinite(limit) or limit < 1:
         raise InvalidArgument(f"The largest ratio must be a number of 1 or more, not {limit!r:.40}.")
     if not comparison.judged:
-        return "not judged: the machine was not quiet for long enough. Measure with more --patience."
+        raise NotJudged("Not judged: the machine was not quiet for long enough. Measure again with more --patience.")
     found = comparison.quick
     text = f"the quick calls (p{QUICK}) take {_words(found)} times as long, {limit:g} is the limit"
     if found.low > limit:
@@ -150,7 +150,7 @@ def gate(comparison: Comparison, limit: float) -> str:
 
 def comparison_text(comparison: Comparison) -> str:
     """A Markdown table and the warnings."""
-    rows = [["ms, p50", "first", "second", "second / first (95 % interval)"]]
+    rows = [["ms, p50", "first", "second", "second / first (95 % of the spread within both runs)"]]
     for name, found in comparison.ratios.items():
         medians = (f"{value:.2f}" for value in comparison.medians[name])
         rows.append([name.replace("_", " "), *medians, _words(found)])

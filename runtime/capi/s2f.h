@@ -100,7 +100,8 @@ typedef enum s2f_code {
     S2F_CLOSED = 80,    /* the pipeline or stream was closed before, or the process is ending */
     S2F_CANCELLED = 81, /* the progress function asked for it, or the process is ending */
     S2F_TIMED_OUT = 82,
-    S2F_SLOWER = 90     /* of s2f bench, and not returned here */
+    S2F_SLOWER = 90,    /* 90 and 91 are of s2f bench, and not returned here */
+    S2F_NOT_JUDGED = 91
 } s2f_code;
 
 /* Called before the first denoising step and after each, with the steps done and those in all. Non-zero ends the call
