@@ -21,11 +21,12 @@ from benchmarks.gpu.parts import Deadline
 from benchmarks.peers import __main__ as command
 from benchmarks.peers import arena, by_hand, report, task
 from benchmarks.peers.arms import REFERENCE, Arm, arms, missing
-from benchmarks.peers.quality import IDENTICAL_DB, compare, psnr
+from benchmarks.peers.quality import compare
 from benchmarks.peers.task import Task, check_parity
 from benchmarks.peers.worker import arguments_of
 from runtime.bundle import read_bundle
 from runtime.errors import BundleInvalid, InvalidArgument
+from runtime.portrait import psnr
 from tests.tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +88,7 @@ def test_arms_take_turns_and_are_compared(opener: Any) -> None:
             assert len(one["ms"]) == FAST.runs
             assert {"seconds", "others", "steal", "dirty", "load_before", "load_after"} <= one["conditions"].keys()
     same, other = found[REFERENCE]["quality"], found["an other"]["quality"]
-    assert (same["identical"], same["psnr_db"], same["seeds"]) == (True, IDENTICAL_DB, FAST.seeds)
+    assert (same["identical"], same["psnr_db"], same["seeds"]) == (True, 100.0, FAST.seeds)
     assert (other["identical"], other["psnr_db"], other["max_levels"]) == (False, 48.13, 1)
 
 
@@ -151,7 +152,7 @@ def test_children_have_as_many_threads_as_told() -> None:
 
 def test_quality_by_hand() -> None:
     black = np.zeros((2, 2, 2, 3), np.uint8)
-    assert psnr(black, black) == IDENTICAL_DB
+    assert psnr(black, black) == 100.0
     assert psnr(black, black + np.uint8(255)) == 0.0
     found = compare(black, black + np.uint8(255))
     assert (found["cosine"], found["max_levels"]) == (-1.0, 255)
@@ -221,7 +222,7 @@ def test_the_whole_command_on_a_tiny_bundle(tmp_path: Path, monkeypatch: pytest.
     measured = found["contests"][0]["arms"]
     assert measured.keys() == {"ours cpu", "onnxruntime naive"}
     assert measured["onnxruntime naive"]["quality"]["identical"]
-    assert measured["onnxruntime naive"]["prepared"]["parity_db"] == IDENTICAL_DB
+    assert measured["onnxruntime naive"]["prepared"]["parity_db"] == 100.0
     assert out.with_suffix(".png").is_file()
     assert command.main([*words[:5], "2", *words[6:]]) == 0
     again = json.loads(out.read_bytes())["contests"]
@@ -233,7 +234,7 @@ def test_the_whole_command_on_a_tiny_bundle(tmp_path: Path, monkeypatch: pytest.
 def test_graphs_driven_by_hand_draw_the_same(tmp_path: Path, arm: Any) -> None:
     some = Task(write_tiny_bundle(tmp_path / "tiny", arm=arm), "", 2, 1)
     peer = by_hand.ByHand(some, by_hand.naive_onnxruntime, exact=True)
-    assert peer.prepare()["parity_db"] == IDENTICAL_DB
+    assert peer.prepare()["parity_db"] == 100.0
 
 
 def test_an_arm_that_draws_something_else_is_not_timed(tmp_path: Path) -> None:
@@ -286,7 +287,7 @@ def test_networks_in_bfloat16_draw_nearly_the_same(exported: Task) -> None:
     exact, low = (TorchArm(exported, kind, compiled=False) for kind in (torch.float32, torch.bfloat16))
     exact.prepare()
     low.prepare()
-    assert 20 < psnr(exact.draw(0), low.draw(0)) < IDENTICAL_DB
+    assert 20 < psnr(exact.draw(0), low.draw(0)) < 100.0
 
 
 def test_weights_of_another_configuration_are_refused(exported: Task) -> None:

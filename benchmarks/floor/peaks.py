@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.gpu.parts import JSON
-from benchmarks.peers.by_hand import openvino_package
+from runtime.backends.openvino import package as openvino_package
 
 SIZES = (384, 768, 1536)
 LINKS = 8

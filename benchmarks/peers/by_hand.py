@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from benchmarks.gpu.parts import JSON
 from benchmarks.peers.task import Pixels, Task, check_parity
+from runtime.backends.openvino import package as openvino_package
 from runtime.bundle import STAGES
 
 Array = npt.NDArray[Any]
@@ -106,11 +106,3 @@ def openvino_request(task: Task, stage: str, precision: str, extra: Mapping[str,
     if task.threads is not None:
         hints["INFERENCE_NUM_THREADS"] = str(task.threads)
     return core.compile_model(model, "CPU", hints).create_infer_request()
-
-
-def openvino_package() -> Any:
-    """The package without its telemetry, which reports to Google Analytics at the first import."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails then
-    import openvino
-
-    return openvino

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.gpu.parts import JSON
-
-PEAK = 255.0
-IDENTICAL_DB = 100.0
-"""Told for portraits without any difference, whose PSNR is infinite."""
+from runtime.portrait import psnr
 
 Images = npt.NDArray[np.uint8]
-
-
-def psnr(wanted: Images, found: Images) -> float:
-    """PSNR in dB over all pixels of all images, IDENTICAL_DB at most."""
-    error = float(np.mean(np.square(wanted.astype(np.float64) - found)))
-    return IDENTICAL_DB if error == 0 else min(IDENTICAL_DB, 10 * math.log10(PEAK**2 / error))
 
 
 def cosine(wanted: Images, found: Images) -> float:
@@ -35,7 +24,7 @@ def compare(wanted: Images, found: Images) -> JSON:
     """What the table says of an arm; `wanted`, `found`: uint8 [seeds, H, W, 3]."""
     return {
         "seeds": len(wanted),
-        "psnr_db": round(psnr(wanted, found), 2),
+        "psnr_db": round(psnr(found, wanted), 2),
         "cosine": round(cosine(wanted, found), 6),
         "max_levels": int(np.abs(wanted.astype(np.int16) - found).max()),
         "identical": bool(np.array_equal(wanted, found)),

@@ -83,7 +83,7 @@ class Peer(Protocol):
 def check_parity(task: Task, peer: Peer, seeds: int = 2) -> float:
     """PSNR in dB of a peer's portraits to ours on the CPU. Raises BadParityError where it is below PARITY_DB."""
     import runtime
-    from benchmarks.peers.quality import psnr
+    from runtime.portrait import psnr
 
     with runtime.load(task.folder, device="cpu", threads=task.cores) as ours:
         wanted = [ours.generate(task.speech, seed=seed, steps=task.steps).image for seed in range(seeds)]

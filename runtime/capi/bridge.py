@@ -36,7 +36,6 @@ _CALLS = (
     *("stream_open", "stream_push", "stream_poll", "stream_info", "stream_finish", "stream_close"),
 )
 _CALLS_OF_C = ("stay_last", "end")
-_HUM = np.sin(0.1 * np.arange(DEFAULT_RATE, dtype=np.float32)), DEFAULT_RATE
 
 
 def start(native: Any, functions: int) -> None:
@@ -250,7 +249,7 @@ class Bridge:
         that only if it exists by now. Raises as `generate`.
         """
         if pipeline.device not in self._used_devices:
-            pipeline.generate(_HUM)
+            pipeline.generate((np.sin(0.1 * np.arange(DEFAULT_RATE, dtype=np.float32)), DEFAULT_RATE))
             self._stay_last()
             self._used_devices.add(pipeline.device)
 
