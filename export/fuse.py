@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,20 @@ MAX_EXPANDED = 1 << 20  # elements; a larger constant is better made on the devi
 
 
 def widen_weights(model: ModelProto) -> None:
-    """Weights stored as float16 with a Cast become plain float32 weights under the name of the Cast's output."""
-    stored = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16}
+    """Weights stored small (`simplify.store_float16`, `store_int8`) become plain float32 weights under their names."""
+    known = {name: value for name, value in constants(model).items() if value.dtype in (np.float16, np.int8)}
+    scales = constants(model)
+    units: dict[str, Array] = {}
 
     def rule(node: NodeProto) -> Array | None:
-        if node.op_type != "Cast" or node.input[0] not in stored or node.attribute[0].i != TensorProto.FLOAT:
-            return None
-        return numpy_helper.to_array(stored[node.input[0]]).astype(np.float32)
+        if node.op_type == "Cast" and node.input[0] in known and node.attribute[0].i == TensorProto.FLOAT:
+            wide = known[node.input[0]].astype(np.float32)
+            if known[node.input[0]].dtype == np.int8:
+                units[node.output[0]] = wide
+            return wide
+        if node.op_type == "Mul" and node.input[0] in units and node.input[1] in scales:
+            return cast("Array", units[node.input[0]] * scales[node.input[1]])
+        return None
 
     _rewrite(model, rule)
 
@@ -41,18 +49,28 @@ def fuse_batch_norms(model: ModelProto) -> None:
 
     Elementwise operators leave no doubt about types.
     """
-    known, shapes, convolutions = constants(model), _shapes(model), _convolutions(model)
+    fuse_into_convolutions(model)
+    known, shapes = constants(model), _shapes(model)
     kept: list[NodeProto] = []
     for node in model.graph.node:
-        if node.op_type != "BatchNormalization":
-            kept.append(node)
-            continue
-        scale, shift = _scale_and_shift(node, known)
-        if node.input[0] in convolutions:
-            _into_convolution(model, convolutions[node.input[0]], known, (node.output[0], scale, shift))
-        else:
+        if node.op_type == "BatchNormalization":
             place = node.input[0], node.output[0]
-            kept.extend(_as_scaling(model, *place, (scale, shift), len(shapes[node.input[0]])))
+            kept.extend(_as_scaling(model, *place, _scale_and_shift(node, known), len(shapes[node.input[0]])))
+        else:
+            kept.append(node)
+    _replace_nodes(model, kept)
+
+
+def fuse_into_convolutions(model: ModelProto) -> None:
+    """Move each batch norm that follows a convolution into it. Needs no shapes, so the batch may be free."""
+    known, convolutions = constants(model), _convolutions(model)
+    kept: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization" and node.input[0] in convolutions:
+            change = node.output[0], *_scale_and_shift(node, known)
+            _into_convolution(model, convolutions[node.input[0]], known, change)
+        else:
+            kept.append(node)
     _replace_nodes(model, kept)
 
 

@@ -6,7 +6,7 @@ names inside the folder, each file is read once, its size and sha256 are compare
 bytes are handed to a backend. Weights live inside the ONNX files; external data is refused. Files the manifest does not
 name are never opened, so they are ignored (a README or a file browser's leftovers do no harm).
 
-Schema 2, tensors (`stage_tensors` is the definition):
+Schema 3, tensors (`stage_tensors` is the definition):
 - encoder: pcm float32 [batch, 96000] (−1..1, 16 kHz mono) → condition float32 [batch, tokens, width]
 - unet, one whole denoising step: latent float32 [batch, C, h, w], condition, step int64 [1] (row of the tables)
   → latent_next. What a bundle lets its caller choose is an input more: guidance, prior_weight float32 [1]; an option
@@ -14,8 +14,11 @@ Schema 2, tensors (`stage_tensors` is the definition):
   previous denoised latent [batch, C, h, w], zeros before the first step.
 - decoder: latent float32 [batch, C, h, w] → image uint8 [batch, H, W, 3]
 
-Schema 1 is read as schema 2: its prior has one weight (that of mode none is read as 0) and enters at every step; its
-unets always have guidance and history, so one whose range of guidance is a single value is refused.
+Variants (`runtime.variants`) are further files for the same stages, with the same tensors.
+
+Schema 2 is schema 3 without variants. Schema 1 is read as schema 2: its prior has one weight (that of mode none is read
+as 0) and enters at every step; its unets always have guidance and history, so one whose range of guidance is a single
+value is refused.
 """
 
 from __future__ import annotations
@@ -52,8 +55,9 @@ from .specs import (
     takes_history,
 )
 from .strict_json import MAX_BYTES, Fields, as_integer, as_object, invalid, parse_object
+from .variants import Variant, read_variants
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 STAGES = ("encoder", "unet", "decoder")
 SYSTEMS = ("scldm",)
@@ -84,6 +88,7 @@ __all__ = [
     "Stage",
     "StepTable",
     "TensorSpec",
+    "Variant",
     "manifest_to_json",
     "parse_manifest",
     "read_bundle",
@@ -91,6 +96,7 @@ __all__ = [
     "sha256_hex",
     "stage_tensors",
     "takes_history",
+    "verify_variants",
 ]
 
 
@@ -111,6 +117,7 @@ class Manifest:
     step_tables: Mapping[int, StepTable]
     default_steps: int
     model_card: FileRef
+    variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
     audio: AudioSpec = AUDIO
     system: str = "scldm"
     schema_version: int = SCHEMA_VERSION
@@ -139,9 +146,9 @@ class Manifest:
         """Read and check a whole manifest. Raises BundleInvalid, or BundleVersion where the schema is newer."""
         root = as_object(value, "")
         version = _version(root)
-        fields = Fields(root, "", key_names(cls))
-        if version == 1:
-            root = _as_schema_2(root)
+        fields = Fields(root, "", [key for key in key_names(cls) if key != "variants" or version == SCHEMA_VERSION])
+        if version < SCHEMA_VERSION:
+            root = _as_schema_3(root, version)
         stages = Fields(root["stages"], "stages", STAGES)
         manifest = cls(
             name=fields.text("name", limit=64, pattern=r"[a-z0-9][a-z0-9._-]{0,63}"),
@@ -157,6 +164,7 @@ class Manifest:
             step_tables=_read_tables(root["step_tables"]),
             default_steps=fields.integer("default_steps", 1, MAX_STEPS),
             model_card=FileRef.from_json(root["model_card"], "model_card"),
+            variants=read_variants(root["variants"], "variants", STAGES),
             audio=AudioSpec.from_json(root["audio"], "audio"),
             system=fields.choice("system", SYSTEMS),
         )
@@ -212,16 +220,18 @@ def _version(root: dict[str, object]) -> int:
     return version
 
 
-def _as_schema_2(root: dict[str, object]) -> dict[str, object]:
-    """A manifest of schema 1, whose prior is {mode, weight}, in the words of schema 2."""
+def _as_schema_3(root: dict[str, object], version: int) -> dict[str, object]:
+    """A manifest of schema 1, whose prior is {mode, weight}, or of 2, which has no variants, in the words of 3."""
+    if version == 2:
+        return {**root, "variants": {}}
     prior = Fields(root["prior"], "prior", ("mode", "weight"))
     weight = prior.number("weight", 0.0, 1.0) if prior.values["mode"] != "none" else 0.0
     fixed = {"weight": weight, "min": weight, "max": weight, "inject": "every"}
-    return {**root, "prior": {**prior.values, **fixed}}
+    return {**root, "prior": {**prior.values, **fixed}, "variants": {}}
 
 
 def _check_schema_1(manifest: Manifest) -> None:
-    """What schema 2 would take for an option folded in, or for a step without history, schema 1 does not know."""
+    """What later schemas would take for an option folded in, or for a step without history, schema 1 does not know."""
     if manifest.guidance.fixed:
         raise invalid("guidance", "schema 1 knows no fixed guidance: min must be below max")
     for steps, table in manifest.step_tables.items():
@@ -275,7 +285,9 @@ def _check_tables(manifest: Manifest) -> None:
 
 def _check_file_names(manifest: Manifest) -> None:
     """No file serves twice; compared without case, as some file systems do."""
-    names = [stage.file.lower() for stage in manifest.stages.values()] + [manifest.model_card.file.lower()]
+    variants = [ref for variant in manifest.variants.values() for ref in variant.stages.values()]
+    graphs: list[Stage | FileRef] = [*manifest.stages.values(), *variants]
+    names = [one.file.lower() for one in (*graphs, manifest.model_card)]
     if len(set(names)) != len(names):
         raise invalid("stages", "two entries name the same file")
 
@@ -303,7 +315,9 @@ def manifest_to_json(manifest: Manifest) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A verified bundle. `files`: stage name to ONNX bytes; `identity`: sha256 (hex) of manifest.json's bytes."""
+    """A verified bundle. `files`: stage name to ONNX bytes, of a variant where one was asked for; `identity`: sha256
+    (hex) of manifest.json's bytes.
+    """
 
     path: Path
     manifest: Manifest
@@ -318,17 +332,35 @@ def read_manifest(path: str | os.PathLike[str]) -> tuple[Manifest, str]:
     return parse_manifest(data), sha256_hex(data)
 
 
-def read_bundle(path: str | os.PathLike[str]) -> Bundle:
+def read_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bundle:
     """Read and verify a whole bundle; every file is opened once and its bytes are kept.
 
-    Raises BundleNotFound (no folder, no manifest), BundleInvalid (contract broken, file missing, external data),
+    `variant`: the family whose stages stand in for the bundle's own; only files that are used are read. Raises
+    BundleNotFound (no folder, no manifest), BundleInvalid (contract broken, file or variant missing, external data),
     BundleTampered (size or sha256 differs), BundleVersion (newer schema).
     """
     folder = bundle_folder(path)
     manifest, identity = read_manifest(folder)
     card = read_checked(folder, manifest.model_card.file, manifest.model_card.sha256, manifest.model_card.size)
-    files: dict[str, bytes] = {}
-    for name, stage in manifest.stages.items():
-        files[name] = read_checked(folder, stage.file, stage.sha256, stage.size)
-        refuse_external_data(files[name], stage.file)
-    return Bundle(folder, manifest, identity, files, card)
+    refs: dict[str, Stage | FileRef] = dict(manifest.stages)
+    if variant is not None:
+        if variant not in manifest.variants:
+            known = ", ".join(manifest.variants) or "none"
+            raise BundleInvalid(
+                f"The bundle {manifest.name} has no variant {variant} (it has {known}). Make one with s2f-calibrate."
+            )
+        refs.update(manifest.variants[variant].stages)
+    return Bundle(folder, manifest, identity, {name: _read_graph(folder, ref) for name, ref in refs.items()}, card)
+
+
+def verify_variants(bundle: Bundle) -> None:
+    """Read and verify the files of all variants too, one after the other. Raises as `read_bundle`."""
+    for variant in bundle.manifest.variants.values():
+        for ref in variant.stages.values():
+            _read_graph(bundle.path, ref)
+
+
+def _read_graph(folder: Path, ref: Stage | FileRef) -> bytes:
+    data = read_checked(folder, ref.file, ref.sha256, ref.size)
+    refuse_external_data(data, ref.file)
+    return data

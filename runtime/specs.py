@@ -70,10 +70,11 @@ class FileRef:
     @classmethod
     def from_json(cls, value: object, path: str) -> FileRef:
         """Read {file, sha256, size} of the model card."""
-        return cls._read(Fields(value, path, key_names(cls)), ".md", MAX_CARD_BYTES)
+        return cls.read(Fields(value, path, key_names(cls)), ".md", MAX_CARD_BYTES)
 
     @classmethod
-    def _read(cls, fields: Fields, suffix: str, limit: int) -> FileRef:
+    def read(cls, fields: Fields, suffix: str, limit: int) -> FileRef:
+        """Read file, sha256 and size of an object that may hold more; `limit`: of the size, in bytes."""
         # Plain ASCII names with one known suffix: no separator, no "..", no hidden file.
         name = fields.text("file", limit=128, pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*" + "[.]" + suffix[1:])
         return FileRef(name, fields.text("sha256", limit=64, pattern="[0-9a-f]{64}"), fields.integer("size", 1, limit))
@@ -93,7 +94,7 @@ class Stage:
     def from_json(cls, value: object, path: str) -> Stage:
         """Read {file, sha256, size, inputs, outputs}."""
         fields = Fields(value, path, key_names(cls))
-        ref = FileRef._read(fields, ".onnx", MAX_STAGE_BYTES)
+        ref = FileRef.read(fields, ".onnx", MAX_STAGE_BYTES)
         sides = [
             tuple(TensorSpec.from_json(item, f"{path}.{side}[{i}]") for i, item in enumerate(fields.array(side, 16)))
             for side in ("inputs", "outputs")

@@ -17,6 +17,7 @@ from runtime.bundle import (
     PriorSpec,
     Stage,
     StepTable,
+    Variant,
     manifest_to_json,
     sha256_hex,
     stage_tensors,
@@ -55,6 +56,11 @@ def dummy_stages() -> dict[str, bytes]:
     return {name: onnx_bytes(name=name.encode()) for name in ("encoder", "unet", "decoder")}
 
 
+def dummy_variant() -> dict[str, bytes]:
+    """The same for the stages of the dummy's quantised variant."""
+    return {name: onnx_bytes(name=f"{name}-int8".encode()) for name in ("unet", "decoder")}
+
+
 def make_manifest(files: dict[str, bytes] | None = None, card: bytes = CARD) -> Manifest:
     """A small manifest whose hashes and sizes are those of `files`."""
     files = files or dummy_stages()
@@ -62,6 +68,7 @@ def make_manifest(files: dict[str, bytes] | None = None, card: bytes = CARD) -> 
     prior, guidance = PriorSpec("add", 0.01, 0.0, 0.1, "start"), GuidanceSpec(1.5, 1.0, 4.0)
     tensors = stage_tensors(latent, image, condition, prior, guidance, history=True)
     stages = {name: Stage(f"{name}.onnx", sha256_hex(data), len(data), *tensors[name]) for name, data in files.items()}
+    refs = {name: FileRef(f"{name}.int8.onnx", sha256_hex(d), len(d)) for name, d in dummy_variant().items()}
     return Manifest(
         name="dummy",
         generator="s2f-edge 0.1.0",
@@ -79,6 +86,7 @@ def make_manifest(files: dict[str, bytes] | None = None, card: bytes = CARD) -> 
         },
         default_steps=4,
         model_card=FileRef("MODEL_CARD.md", sha256_hex(card), len(card)),
+        variants={"int8-x86": Variant(refs, "passed", 256, 41.5, 0.99)},
     )
 
 
@@ -88,6 +96,8 @@ def write_bundle(folder: Path, files: dict[str, bytes] | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / f"{name}.onnx").write_bytes(data)
+    for name, data in dummy_variant().items():
+        (folder / f"{name}.int8.onnx").write_bytes(data)
     (folder / "MODEL_CARD.md").write_bytes(CARD)
     (folder / "manifest.json").write_bytes(manifest_to_json(make_manifest(files)))
     return folder
@@ -99,9 +109,17 @@ def manifest_dict() -> dict[str, Any]:
     return value
 
 
+def manifest_of_schema_2() -> dict[str, Any]:
+    """A manifest as releases before schema 3 wrote it: without variants."""
+    value = manifest_dict()
+    value["schema_version"] = 2
+    del value["variants"]
+    return value
+
+
 def manifest_of_schema_1() -> dict[str, Any]:
     """A manifest as releases before schema 2 wrote it."""
-    value = manifest_dict()
+    value = manifest_of_schema_2()
     value["schema_version"] = 1
     value["prior"] = {"mode": "add", "weight": 0.01}
     value["stages"]["unet"]["inputs"].pop()  # the prior weight

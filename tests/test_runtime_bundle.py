@@ -148,6 +148,6 @@ def test_reader_of_files_does_not_trust_its_caller(folder):
 
 
 def test_newer_schema_says_upgrade(folder):
-    edit_manifest(folder, lambda value: value.update(schema_version=3, something_new=1))
+    edit_manifest(folder, lambda value: value.update(schema_version=4, something_new=1))
     with pytest.raises(BundleVersion, match="Upgrade s2f-edge"):
         read_bundle(folder)

@@ -154,7 +154,7 @@ BAD_BUNDLES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "flipped bit": (flip_a_bit, "BundleTampered", "unet.onnx"),
     "escaping path": (escape, "BundleInvalid", "stages.decoder.file"),
     "newer schema": (
-        lambda folder: edit_manifest(folder, lambda value: put(value, "schema_version", 3)),
+        lambda folder: edit_manifest(folder, lambda value: put(value, "schema_version", 4)),
         "BundleVersion",
         "Upgrade",
     ),

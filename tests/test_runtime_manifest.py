@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from bundle_factory import make_manifest, manifest_dict, manifest_of_schema_1, put
+from bundle_factory import make_manifest, manifest_dict, manifest_of_schema_1, manifest_of_schema_2, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,17 +55,22 @@ def every_object(value, path=""):
         yield from every_object(item, f"{path}.{key}".lstrip("."))
 
 
+OPTIONAL_KEYS = ("variants", "variants.int8-x86.stages")
+FREE_KEYS = ("step_tables", *OPTIONAL_KEYS)
+"""Objects that may have fewer keys: fewer tables, but not no default, no variant, and not every stage in one."""
+
+
 @pytest.mark.parametrize("path", list(every_object(manifest_dict())))
 def test_unknown_and_missing_keys_are_refused_at_every_level(path):
     value = manifest_dict()
     put(value, f"{path}.surprise".lstrip("."), 1)
-    with pytest.raises(BundleInvalid, match="surprise" if path != "step_tables" else "step_tables"):
+    with pytest.raises(BundleInvalid, match=path if path in FREE_KEYS else "surprise"):
         parse(value)
     victim = manifest_dict()
     target = victim
     for key in filter(None, path.split(".")):
         target = target[int(key)] if isinstance(target, list) else target[key]
-    for key in list(target) if path != "step_tables" else ["4"]:  # a bundle may have fewer tables, not no default
+    for key in {"step_tables": ["4"], **dict.fromkeys(OPTIONAL_KEYS, ())}.get(path, list(target)):
         kept = target.pop(key)
         with pytest.raises(BundleInvalid):
             parse(victim)
@@ -345,6 +350,34 @@ def test_one_network_is_no_shortcut_and_ddpm():
         parse(value)
 
 
+def test_schema_2_is_read_as_schema_3_without_variants():
+    old = parse(manifest_of_schema_2())
+    assert old.schema_version == SCHEMA_VERSION
+    assert old == dataclasses.replace(make_manifest(), variants={})
+    with pytest.raises(BundleInvalid, match="variants: unknown key"):
+        parse(manifest_dict() | {"schema_version": 2})
+
+
+@pytest.mark.parametrize(
+    ("path", "bad", "where"),
+    [
+        ("variants.int4-arm", {}, "variants: must hold nothing but"),
+        ("variants.int8-x86.stages", {}, r"variants\.int8-x86\.stages: must hold one or more"),
+        ("variants.int8-x86.stages.critic", {}, r"variants\.int8-x86\.stages: must hold one or more"),
+        ("variants.int8-x86.stages.unet.file", "../unet.onnx", r"variants\.int8-x86\.stages\.unet\.file"),
+        ("variants.int8-x86.stages.unet.file", "unet.onnx", "stages: two entries name the same file"),
+        ("variants.int8-x86.gate", "fine", r"variants\.int8-x86\.gate"),
+        ("variants.int8-x86.pairs", -1, r"variants\.int8-x86\.pairs"),
+        ("variants.int8-x86.cosine", 1.5, r"variants\.int8-x86\.cosine"),
+    ],
+)
+def test_bad_variants_are_refused_with_their_path(path, bad, where):
+    value = manifest_dict()
+    put(value, path, bad)
+    with pytest.raises(BundleInvalid, match=where):
+        parse(value)
+
+
 def test_schema_1_is_read_as_schema_2():
     old = parse(manifest_of_schema_1())
     assert old.prior == PriorSpec("add", 0.01, 0.01, 0.01, "every")
@@ -380,12 +413,12 @@ def test_one_schema_in_the_dress_of_the_other():
     fold(value, "history", "history_next")
     with pytest.raises(BundleInvalid, match=r"stages\.unet\.inputs"):
         parse(value)
-    for value, version in ((manifest_dict(), 1), (manifest_of_schema_1(), 2)):
+    for value, version in ((manifest_of_schema_2(), 1), (manifest_of_schema_1(), 2)):
         value["schema_version"] = version
         with pytest.raises(BundleInvalid, match="prior"):
             parse(value)
-    with pytest.raises(BundleVersion, match="schema version 3, this release reads 1 to 2"):
-        parse(manifest_dict() | {"schema_version": 3})
+    with pytest.raises(BundleVersion, match="schema version 4, this release reads 1 to 3"):
+        parse(manifest_dict() | {"schema_version": 4})
 
 
 @settings(max_examples=200, deadline=None)
