@@ -1,9 +1,9 @@
 """Q/DQ graphs from a float graph, a plan and ranges: two families, because two kinds of machine want different graphs.
 
-| family     | activations               | weights          | where                                                       |
-|------------|---------------------------|------------------|-------------------------------------------------------------|
-| `x86`      | uint8 with a zero point   | int8 per channel | inputs, outputs and residual sums: integers from sum to sum |
-| `tensorrt` | int8, zero point 0        | int8 per channel | inputs of layers, and the residual beside one that is added |
+| family          | activations               | weights          | what is quantised                          |
+|-----------------|---------------------------|------------------|--------------------------------------------|
+| `int8-x86`      | uint8 with a zero point   | int8 per channel | inputs and results of layers, and sums     |
+| `int8-tensorrt` | int8, zero point 0        | int8 per channel | inputs of layers, and what a sum adds them |
 
 VNNI multiplies unsigned by signed, and TensorRT takes nothing but zero points of 0. TensorRT fuses what follows a layer
 into it, up to the sum with a residual that is quantised, and would lose that where a layer's output is quantised.
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from calibration.layers import Layer, channel_axis, weight_of
+from calibration.layers import SMALL, Layer, channel_axis, weight_of
 from calibration.ranges import Range
 from export import simplify
 
-FAMILIES = ("x86", "tensorrt")
+FAMILIES = ("int8-x86", "int8-tensorrt")
 PRODUCER = "s2f-edge"
 TINY = 1e-8  # a range this narrow is as good as none: its scale would be a denormal
 
@@ -33,14 +33,15 @@ def quantise(
     """A copy of `model` in which the layers named in `chosen` compute in eight bits.
 
     `layers`: those of this graph; `ranges`: lowest and highest value of each activation, by name. Layers whose range is
-    nothing but zeros stay as they are. What is not quantised but large is stored as float16 where that loses nothing.
+    nothing but zeros stay as they are. Other weights are stored in eight bits or as float16 where that loses nothing.
     """
     work = ModelProto()
     work.CopyFrom(model)
     names = {layer.name for layer in layers if layer.name in chosen and _spans(ranges.get(layer.source))}
     taken = [node for node in work.graph.node if node.name in names]
-    work = _for_x86(work, taken, ranges) if family == "x86" else _for_tensorrt(work, taken, ranges)
+    work = _for_x86(work, taken, ranges) if family == "int8-x86" else _for_tensorrt(work, taken, ranges)
     simplify.remove_unused(work)
+    simplify.store_int8(work, _on_the_grid(work, layers))
     simplify.store_float16(work, 256)
     simplify.strip_metadata(work, model.graph.name, PRODUCER)
     return work
@@ -136,6 +137,18 @@ def _weight(model: ModelProto, node: NodeProto) -> NodeProto:
 def _constants(model: ModelProto, name: str, scale: Any, zero: Any) -> None:
     model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale_of_int8"))
     model.graph.initializer.append(numpy_helper.from_array(zero, f"{name}_zero_point"))
+
+
+def _on_the_grid(model: ModelProto, layers: Sequence[Layer]) -> dict[str, int]:
+    """The weights that are a multiple of 1/127 of the largest of their channel, but for rounding in float32."""
+    found = {}
+    for layer in layers:
+        values = next((numpy_helper.to_array(t) for t in model.graph.initializer if t.name == layer.weight), None)
+        if values is not None and values.dtype == np.float32 and values.size >= SMALL:
+            integers, scale = simplify.round_int8(values, layer.axis)
+            if np.allclose(integers * scale, values, rtol=1e-5, atol=1e-6 * float(np.abs(values).max())):
+                found[layer.weight] = layer.axis
+    return found
 
 
 def _spans(span: Range | None) -> bool:

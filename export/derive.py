@@ -26,7 +26,7 @@ from export import fuse, simplify
 from export.half import to_half
 from export.lint import MAX_IR_VERSION, OPSET
 from runtime.bundle import STAGES, Bundle, StepTable
-from runtime.engines import GRAPHS, MAX_ENGINE_BATCH, PRECISIONS
+from runtime.engines import GRAPHS, INT8_FAMILY, MAX_ENGINE_BATCH, PRECISIONS
 from runtime.errors import BackendFailed, InvalidArgument
 
 STATE = ("latent", "history")
@@ -36,15 +36,21 @@ BROKEN = (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.Infere
 def derive(bundle: Bundle, graph: str, *, batch: int, steps: int = 0, precision: str = "fp16") -> bytes:
     """The ONNX file of one of GRAPHS for a fixed batch; the same bundle and arguments give the same bytes.
 
-    `batch`: 1..MAX_ENGINE_BATCH. `steps`: for the pipeline, one of the bundle's step tables. `precision`: "fp32", or
-    "fp16" for the mixture of `export.half`. Raises InvalidArgument, StepsUnavailable, and BackendFailed if the bundle's
+    `batch`: 1..MAX_ENGINE_BATCH. `steps`: for the pipeline, one of the bundle's step tables. `precision`: "fp32",
+    "fp16" for the mixture of `export.half`, or "int8" for the same around what the bundle's variant for TensorRT, which
+    must be the one that was read, has in eight bits. Raises InvalidArgument, StepsUnavailable, and BackendFailed if the bundle's
     graphs are not what this release exports.
     """
     _check_arguments(graph, batch, steps, precision)
+    if (bundle.variant == INT8_FAMILY) != (precision == "int8"):
+        raise InvalidArgument(
+            f"Graphs in {precision} cannot be made of the bundle's {bundle.variant or 'own graphs'}: int8 needs the "
+            f"variant {INT8_FAMILY}, which s2f-calibrate makes, and nothing else does."
+        )
     table = bundle.manifest.table(steps) if graph == "pipeline" else None
     try:
         model, rows = (_stage(bundle, graph, batch), set()) if table is None else _pipeline(bundle, batch, table)
-        if precision == "fp16":
+        if precision != "fp32":
             to_half(model, keep=rows)
         fuse.merge_twins(model)
         simplify.strip_metadata(model, graph, "s2f-edge")

@@ -14,6 +14,7 @@ Everything else stays float32, above all:
 | rows of step tables and what meets them   | a solver's coefficients: their errors would reach all later steps       |
 | Clip, Round: the solver's x0, the pixels  | no later layer averages their errors away                               |
 | what reads a constant float16 cannot hold | above 65504, or nothing in it above the smallest normal number          |
+| what reads weights in eight bits          | it computes in int8, which a Cast between it and its scales would break |
 
 A row that only shifts the channels of a convolution is part of its bias by then (`export.fuse`).
 
@@ -55,6 +56,7 @@ def _half_nodes(model: ModelProto, floats: set[str], keep: Set[str]) -> set[int]
     """The indices of the nodes that compute in float16."""
     known = constants(model)
     front_end = _front_end(model)
+    scaled = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     half: set[int] = set()
     tensors: set[str] = set()  # those that come out as float16
     for index, node in enumerate(model.graph.node):
@@ -62,7 +64,8 @@ def _half_nodes(model: ModelProto, floats: set[str], keep: Set[str]) -> set[int]
         computed = [name for name in read if name not in known]
         follows = node.op_type in FOLLOWING and computed and tensors.issuperset(computed)
         fits = all(name not in keep and _fits(known[name]) for name in read if name in known)
-        if read and fits and index not in front_end and (node.op_type in WORK or follows):
+        integer = node.op_type in WORK and scaled.issuperset(read[:2])
+        if read and fits and index not in front_end and not integer and (node.op_type in WORK or follows):
             half.add(index)
             tensors.update(node.output)
     _pull_casts_up(model, floats, half)

@@ -17,6 +17,7 @@ Array = NDArray[np.generic]
 Model = ModelProto
 MAX_FOLDED = 1 << 16  # elements; a larger result would trade file size for little time
 NEVER_FOLDED = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"}
+NEVER_FOLDED |= {"QuantizeLinear", "DequantizeLinear"}  # a weight in eight bits is to stay one
 BATCHED = {"Expand", "Tile", "ConstantOfShape"}  # of floats: would put the trace's batch into the data
 
 

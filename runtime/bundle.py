@@ -316,7 +316,7 @@ def manifest_to_json(manifest: Manifest) -> bytes:
 @dataclasses.dataclass(frozen=True)
 class Bundle:
     """A verified bundle. `files`: stage name to ONNX bytes, of a variant where one was asked for; `identity`: sha256
-    (hex) of manifest.json's bytes.
+    (hex) of manifest.json's bytes; `variant`: its family, if one was asked for.
     """
 
     path: Path
@@ -324,6 +324,7 @@ class Bundle:
     identity: str
     files: Mapping[str, bytes] = dataclasses.field(repr=False)
     model_card: bytes = dataclasses.field(repr=False)
+    variant: str | None = None
 
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[Manifest, str]:
@@ -350,7 +351,8 @@ def read_bundle(path: str | os.PathLike[str], variant: str | None = None) -> Bun
                 f"The bundle {manifest.name} has no variant {variant} (it has {known}). Make one with s2f-calibrate."
             )
         refs.update(manifest.variants[variant].stages)
-    return Bundle(folder, manifest, identity, {name: _read_graph(folder, ref) for name, ref in refs.items()}, card)
+    files = {name: _read_graph(folder, ref) for name, ref in refs.items()}
+    return Bundle(folder, manifest, identity, files, card, variant)
 
 
 def verify_variants(bundle: Bundle) -> None:

@@ -19,7 +19,10 @@ from .cache import Cache, Refused
 
 ENGINES, RECORDS = "engines", "prepared"
 GRAPHS = (*STAGES, "pipeline")
-PRECISIONS = ("fp16", "fp32")
+PRECISIONS = ("fp16", "fp32", "int8")
+INT8_FAMILY = "int8-tensorrt"
+"""The variant that engines in int8 are made of."""
+
 OPTIONS = ("guidance", "prior_weight")
 
 MAX_ENGINE_BATCH = 16
@@ -115,9 +118,15 @@ def engine_key(
         **_base(place),
         **dataclasses.asdict(spec),
         "options": dict(options),
-        "sources": {name: manifest.stages[name].sha256 for name in stages},
+        "sources": {name: _source(manifest, name, spec.precision) for name in stages},
         "first_row": manifest.step_tables[spec.steps].first_row if spec.steps else None,
     }
+
+
+def _source(manifest: Manifest, stage: str, precision: str) -> str:
+    """The sha256 of the file that an engine is made of."""
+    variant = manifest.variants.get(INT8_FAMILY) if precision == "int8" else None
+    return manifest.stages[stage].sha256 if variant is None else variant.stages.get(stage, manifest.stages[stage]).sha256
 
 
 def record_key(manifest: Manifest, place: Place) -> dict[str, Any]:
