@@ -82,8 +82,8 @@ class Activations:
         for name, observed in self.tensors.get(stage, {}).items():
             if not np.isfinite(values[name]).all():
                 raise BackendFailed(
-                    f"The tensor {name} of the {stage} graph holds NaN or infinite values while portraits are drawn, so "
-                    "nothing can be calibrated. Run `s2f verify` on the bundle and look at its training"
+                    f"The tensor {name} of the {stage} graph holds NaN or infinite values while portraits are drawn, "
+                    "so nothing can be calibrated. Run `s2f verify` on the bundle and look at its training"
                 )
             observed.add(values[name], row)
             if (stage, name) in self._columns:
@@ -113,7 +113,7 @@ class Activations:
                     one.counts, one.exponent = arrays[f"{key}/counts"], int(arrays[f"{key}/exponent"])
                     one.steps = {int(row): (low, high) for row, low, high in arrays[f"{key}/steps"].tolist()}
                     one.shape = tuple(arrays[f"{key}/shape"].tolist())
-                    one.columns = arrays[f"{key}/columns"] if f"{key}/columns" in arrays else None
+                    one.columns = arrays.get(f"{key}/columns")
             self.done = int(arrays["done"])
 
 

@@ -296,8 +296,8 @@ class _Bench:
         names = search([name for name in order if name in usable], misses)
         if names is None:
             raise BackendFailed(
-                f"No layer can be quantised for {family} without missing the gate. Look at the layers with `s2f-calibrate "
-                "--verbose`; give more and better recordings, or train longer"
+                f"No layer can be quantised for {family} without missing the gate. Look at the layers with --verbose; "
+                "give more and better recordings, or train longer"
             )
         return plan_of(names)
 

@@ -34,7 +34,7 @@ KEPT = (
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer. `axis`: that of the output channels in `weight`; `keep`: why it stays in float32, empty if it need not.
+    """One layer. `axis`: of the output channels in `weight`; `keep`: why it stays in float32, empty if it need not.
 
     `group`: the block it belongs to, by its name.
     """
@@ -99,7 +99,7 @@ def layers_of(model: ModelProto, stage: str, also: Sequence[str] = ()) -> list[L
 
 
 def split_concats(model: ModelProto, layers: Sequence[Layer]) -> None:
-    """A convolution of a concatenation becomes the sum of two, in place: each half gets a range, and a scale, of its own.
+    """A convolution of a concatenation becomes the sum of two, in place: each half gets a range and a scale of its own.
 
     The halves of a skip connection differ in size (Q-Diffusion, Li et al. 2023, arXiv:2302.04304, section 4.2).
     """
@@ -175,7 +175,7 @@ def _kept(node: NodeProto, shape: tuple[int, ...], also: Sequence[str]) -> str:
 
 
 def _group(name: str, stage: str) -> str:
-    """The block of a layer: the first part of its name that counts blocks ("down_blocks.0"), or the part before last."""
+    """The block of a layer: the first part of its name that counts ("down_blocks.0"), else the last but one."""
     parts = [part for part in name.split("/") if part]
     counted = [part for part in parts if re.search(r"\.\d+$", part)]
     return counted[0] if counted else parts[-2] if len(parts) > 1 else stage

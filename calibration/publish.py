@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from calibration.calibrate import Result
-from calibration.layers import float_graph, layers_of, smaller_stored
+from calibration.layers import layers_of, smaller_stored
 from export import fuse, simplify
 from export.writer import write_bundle
 from runtime.bundle import STAGES, Bundle, FileRef, Variant, sha256_hex

@@ -1,7 +1,7 @@
 """SmoothQuant (Xiao et al. 2023, arXiv:2211.10438) for linears behind a layer norm: outliers move into the weights.
 
 A linear reads x, whose channels differ in size, with one scale for all. Divided by s per channel they are alike, and
-the weights' rows take s up: x/s · (s·W) is x·W. The division costs nothing, since scale and shift of the norm absorb it.
+the weights' rows take s up: x/s · (s·W) is x·W. The division costs nothing: scale and shift of the norm absorb it.
 """
 
 from __future__ import annotations

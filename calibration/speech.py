@@ -99,7 +99,7 @@ def noisy(pcm: Pcm, rng: np.random.Generator) -> Pcm:
 
 
 def far_field(pcm: Pcm, rng: np.random.Generator) -> Pcm:
-    """From across a room: echoes of exponentially falling noise (Polack's model of a late field) and little direct sound."""
+    """From across a room: echoes of exponentially falling noise (Polack's late field) and little direct sound."""
     length = round(REVERBERATION_SECONDS * SAMPLE_RATE)
     room = rng.normal(0.0, 1.0, length) * 10 ** (-3 * np.arange(length) / length)
     room /= np.sqrt(np.sum(room**2))

@@ -38,14 +38,14 @@ def derive(bundle: Bundle, graph: str, *, batch: int, steps: int = 0, precision:
 
     `batch`: 1..MAX_ENGINE_BATCH. `steps`: for the pipeline, one of the bundle's step tables. `precision`: "fp32",
     "fp16" for the mixture of `export.half`, or "int8" for the same around what the bundle's variant for TensorRT, which
-    must be the one that was read, has in eight bits. Raises InvalidArgument, StepsUnavailable, and BackendFailed if the bundle's
-    graphs are not what this release exports.
+    must be the one that was read, has in eight bits. Raises InvalidArgument, StepsUnavailable, and BackendFailed if the
+    bundle's graphs are not what this release exports.
     """
     _check_arguments(graph, batch, steps, precision)
     if (bundle.variant == INT8_FAMILY) != (precision == "int8"):
         raise InvalidArgument(
-            f"Graphs in {precision} cannot be made of the bundle's {bundle.variant or 'own graphs'}: int8 needs the "
-            f"variant {INT8_FAMILY}, which s2f-calibrate makes, and nothing else does."
+            f"The precision {precision} cannot be made of the bundle's {bundle.variant or 'own graphs'}: int8 is made of "
+            f"the variant {INT8_FAMILY}, which s2f-calibrate adds, all else of the bundle's own graphs."
         )
     table = bundle.manifest.table(steps) if graph == "pipeline" else None
     try:

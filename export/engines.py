@@ -21,10 +21,11 @@ from export.presets import Preset, board, detect
 from export.trial import is_no_slower, trials, try_out
 from runtime.backends import cuda
 from runtime.backends.tensorrt import LEAN, Runtime, place_here
-from runtime.bundle import STAGES, Bundle
+from runtime.bundle import STAGES, Bundle, read_bundle
 from runtime.cache import Cache, Refused
 from runtime.engines import (
     ENGINES,
+    INT8_FAMILY,
     MAX_ENGINE_BATCH,
     PRECISIONS,
     RECORDS,
@@ -167,9 +168,10 @@ class _Job:
     """One run of the builder over the engines of a request."""
 
     def __init__(self, bundle: Bundle, request: Request, cache: Cache, tell: Tell) -> None:
-        """Raises BackendMissing, DeviceUnavailable."""
+        """Raises BackendMissing, DeviceUnavailable, BundleInvalid where the variant that int8 is made of is missing."""
         module = builder_package()
         self.bundle, self.request, self.cache, self.tell = bundle, request, cache, tell
+        self._source = bundle if request.precision != "int8" else read_bundle(bundle.path, INT8_FAMILY)
         self.stages = request.record(str(module.__version__))
         self._here = place_here(module)
         self.place = dataclasses.replace(self._here, backend=LEAN) if request.options.lean else self._here
@@ -223,7 +225,7 @@ class _Job:
 
     def _build(self, spec: EngineSpec) -> bytes:
         begin = time.monotonic()
-        graph = derive(self.bundle, spec.graph, batch=spec.batch, steps=spec.steps, precision=spec.precision)
+        graph = derive(self._source, spec.graph, batch=spec.batch, steps=spec.steps, precision=spec.precision)
         timings_key = {"kind": TIMINGS, **dataclasses.asdict(self._here), "precision": spec.precision}
         timings = b""
         with contextlib.suppress(Refused):

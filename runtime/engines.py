@@ -126,7 +126,9 @@ def engine_key(
 def _source(manifest: Manifest, stage: str, precision: str) -> str:
     """The sha256 of the file that an engine is made of."""
     variant = manifest.variants.get(INT8_FAMILY) if precision == "int8" else None
-    return manifest.stages[stage].sha256 if variant is None else variant.stages.get(stage, manifest.stages[stage]).sha256
+    return (
+        manifest.stages[stage].sha256 if variant is None else variant.stages.get(stage, manifest.stages[stage]).sha256
+    )
 
 
 def record_key(manifest: Manifest, place: Place) -> dict[str, Any]:

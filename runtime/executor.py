@@ -78,7 +78,12 @@ class Clock:
 
 
 class Executor(abc.ABC):
-    """A bundle's graphs on one device. Not for two threads at once: the pipeline holds a lock around it."""
+    """A bundle's graphs on one device. Not for two threads at once: the pipeline holds a lock around it.
+
+    `precision`: what most of the work of a portrait is computed in, one of `precision.PRECISIONS`.
+    """
+
+    precision: str
 
     @abc.abstractmethod
     def paint(self, work: Work, clock: Clock) -> list[Image]:
@@ -99,6 +104,7 @@ class StepwiseExecutor(Executor):
     def __init__(self, bundle: Bundle, opener: type[Session], settings: Settings) -> None:
         """Open the three graphs of a verified bundle. Raises what `Session` raises."""
         self._latent, self._history = bundle.manifest.latent, bundle.manifest.history
+        self.precision = "fp32" if settings.precision == "auto" else settings.precision
         self._sessions: dict[str, Session] = {}
         try:
             for name, stage in bundle.manifest.stages.items():

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .audio import HIGHEST_RATE, LOWEST_RATE, Speech, load_speech
-from .backends import Settings, open_executor, select
-from .bundle import Bundle, Manifest, StepTable, read_bundle
+from .backends import Settings, open_executor, select, settle
+from .bundle import Bundle, Manifest, StepTable, read_bundle, read_manifest
 from .errors import BackendFailed, BundleNotFound, Closed, InvalidArgument
 from .executor import Clock, Executor, Work
 from .gate import Gate, detector
@@ -30,6 +30,7 @@ from .intake import MAX_CHANNELS, Intake
 from .machine import usable_cores
 from .noise import MAX_SEED
 from .portrait import Portrait
+from .precision import check, variant_for
 from .specs import SAMPLE_RATE
 from .stream import Stream, Style
 from .watch import Progress, Watch, ending
@@ -42,23 +43,42 @@ MAX_BACKLOG = 600
 END_SECONDS = 3.0
 
 
-def load(bundle: str | os.PathLike[str] | None = None, *, device: str = "auto", threads: int | None = None) -> Pipeline:
+def load(
+    bundle: str | os.PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    precision: str = "auto",
+) -> Pipeline:
     """Read, verify and open a bundle; None is the demo bundle that ships with the package.
 
     `device`: "cpu", "openvino", "cuda", "tensorrt" (after `s2f prepare`) or "auto": the best that works, `s2f doctor`
     tells; openvino is the best only where `s2f prepare` has measured it here.
     `threads`: CPU threads per graph; None takes the physical cores this process may use; give 1 on a machine that is
-    busy with other things. Raises the BundleXxx errors, BackendMissing, DeviceUnavailable, NotPrepared, BackendFailed,
+    busy with other things. `precision`: "fp32", "bf16" (openvino), "fp16" (cuda, tensorrt), "int8" or "auto": eight
+    bits where the bundle has a variant that passed its gate and the processor is made for it (VNNI), on a GPU what was
+    prepared. Raises the BundleXxx errors, BackendMissing, DeviceUnavailable, NotPrepared, BackendFailed,
     DeviceOutOfMemory, InvalidArgument.
     """
-    read = read_bundle(shipped_bundle() if bundle is None else bundle)
-    return Pipeline(read, settings_for(read.manifest, device, threads))
+    folder = shipped_bundle() if bundle is None else bundle
+    settings = settings_for(read_manifest(folder)[0], device, threads, precision)
+    return Pipeline(read_for(folder, settings), settings)
 
 
-def settings_for(manifest: Manifest, device: str = "auto", threads: int | None = None) -> Settings:
-    """What `load` makes of its options. Raises InvalidArgument, BackendMissing, DeviceUnavailable."""
+def settings_for(
+    manifest: Manifest, device: str = "auto", threads: int | None = None, precision: str = "auto"
+) -> Settings:
+    """What `load` makes of its options. Raises InvalidArgument, BackendMissing, DeviceUnavailable, BundleInvalid."""
     count = usable_cores() if threads is None else _integer("threads", threads, 1, MAX_THREADS)
-    return Settings(select(device, manifest), count)
+    chosen = select(device, manifest)
+    check(chosen, precision, manifest)
+    return Settings(chosen, count, settle(chosen, precision, manifest))
+
+
+def read_for(path: str | os.PathLike[str], settings: Settings) -> Bundle:
+    """A verified bundle with the graphs that these settings open. Raises the BundleXxx errors."""
+    manifest = read_manifest(path)[0]
+    return read_bundle(path, variant_for(settings.device, settings.precision, manifest))
 
 
 def shipped_bundle() -> Path:
@@ -78,10 +98,12 @@ class Pipeline:
         self.identity: str = bundle.identity
         self.device: str = settings.device
         self.threads: int = settings.threads
+        self.variant: str | None = bundle.variant
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._holder = 0  # the thread that holds it
         self._executor: Executor | None = open_executor(bundle, settings)
+        self.precision: str = self._executor.precision
         _live.add(self)
 
     @overload
@@ -363,6 +385,7 @@ def generate(
     bundle: str | os.PathLike[str] | None = None,
     device: str = "auto",
     threads: int | None = None,
+    precision: str = "auto",
     steps: int | None = None,
     seed: int = 0,
     guidance: float | None = None,
@@ -371,17 +394,17 @@ def generate(
 ) -> Portrait:
     """Load a bundle and draw one portrait; see `load` and `Pipeline.generate`.
 
-    The pipeline of the last call stays loaded and is used again while bundle, device and threads are the same; it is
-    the only thing this package keeps. Use `load` to decide yourself how long it lives.
+    The pipeline of the last call stays loaded and is used again while bundle, device, threads and precision are the
+    same; it is the only thing this package keeps. Use `load` to decide yourself how long it lives.
     """
     global _default  # noqa: PLW0603 - the one cache, documented above
-    key = (None if bundle is None else str(Path(bundle).absolute()), device, threads)
+    key = (None if bundle is None else str(Path(bundle).absolute()), device, threads, precision)
     with _default_lock:
         if _default is None or _default[0] != key:
             _default = (
                 None  # two pipelines at once would double the memory; one in use elsewhere lives on until its call ends
             )
-            _default = (key, load(bundle, device=device, threads=threads))
+            _default = (key, load(bundle, device=device, threads=threads, precision=precision))
         pipeline = _default[1]
     return pipeline.generate(
         speech, steps=steps, seed=seed, guidance=guidance, prior_weight=prior_weight, window=window

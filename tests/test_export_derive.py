@@ -201,7 +201,7 @@ def test_files_say_nothing_but_the_graph(bundles):
 def test_arguments_are_checked(bundles):
     bundle = bundles["shortcut"]
     batches = [{"batch": batch} for batch in (0, 17, 1.0, True)]
-    for wrong in ({"graph": "vae"}, {"precision": "int8"}, *batches):
+    for wrong in ({"graph": "vae"}, {"precision": "int4"}, *batches):
         arguments = {"graph": "encoder", "batch": 1, **wrong}
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
             derive(bundle, arguments.pop("graph"), **arguments)

@@ -358,7 +358,7 @@ def test_without_onnx_runtime_portraits_are_drawn_all_the_same(
         {"batches": ()},
         {"batches": (0,)},
         {"batches": (17,)},
-        {"precision": "int8"},
+        {"precision": "int4"},
         {"options": {"optimisation": 6}},
         {"options": {"workspace_mib": 0}},
     ],

@@ -32,7 +32,7 @@ from runtime.pipeline import Pipeline, shipped_bundle
 from runtime.portrait import psnr
 
 VOICE = (synthetic_speech(), 16000)
-F32 = Settings("openvino", 1, "f32")
+F32 = Settings("openvino", 1, "fp32")
 NOTHING: Any = lambda _: None  # noqa: E731
 here = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 
@@ -64,7 +64,7 @@ def unet_feeds(batch: int) -> dict[str, Any]:
 
 
 def a_comparison(**changes: Any) -> Comparison:
-    found = Comparison("f32", 60.0, {1: (10.0, 20.0), 2: (5.0, 9.0)}, openvino.place_here())
+    found = Comparison("fp32", 60.0, {1: (10.0, 20.0), 2: (5.0, 9.0)}, openvino.place_here())
     return dataclasses.replace(found, **changes)
 
 
@@ -91,7 +91,7 @@ def test_it_draws_what_onnx_runtime_draws(arm: Arm, tmp_path: Path) -> None:
 
 
 @here
-@pytest.mark.parametrize(("precision", "least"), [("bf16", ENOUGH_DB), ("f32", 70.0)])
+@pytest.mark.parametrize(("precision", "least"), [("bf16", ENOUGH_DB), ("fp32", 70.0)])
 def test_the_shipped_bundle(precision: str, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if precision not in openvino.precisions_here():
         pytest.skip("this processor does not compute in bf16")
@@ -166,7 +166,7 @@ def test_a_graph_unlike_its_manifest(change: dict[str, Any], bundle: Bundle) -> 
 
 @here
 def test_settings_are_explicit(bundle: Bundle) -> None:
-    compiled = session(bundle, "unet", Settings("openvino", 2, "f32"))._compiled
+    compiled = session(bundle, "unet", Settings("openvino", 2, "fp32"))._compiled
     for name, value in {"INFERENCE_NUM_THREADS": 2, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}.items():
         assert compiled.get_property(name) == value
     assert "LATENCY" in str(compiled.get_property("PERFORMANCE_HINT"))
@@ -176,11 +176,11 @@ def test_settings_are_explicit(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("flags", "precisions"),
     [
-        (["avx2", "fma"], ("f32",)),
-        (["avx512f", "avx512_vnni"], ("f32",)),
-        (["avx512f", "avx512_bf16"], ("bf16", "f32")),
-        (["amx_tile", "amx_bf16"], ("bf16", "f32")),
-        ([], ("f32",)),
+        (["avx2", "fma"], ("fp32",)),
+        (["avx512f", "avx512_vnni"], ("fp32",)),
+        (["avx512f", "avx512_bf16"], ("bf16", "fp32")),
+        (["amx_tile", "amx_bf16"], ("bf16", "fp32")),
+        ([], ("fp32",)),
     ],
 )
 def test_precision_is_what_the_processor_computes_in(
@@ -273,7 +273,7 @@ def test_a_compiled_graph_is_read_again(bundle: Bundle, cache: Cache, compiling:
 
 
 @here
-@pytest.mark.parametrize("other", [Settings("openvino", 2, "f32"), Settings("openvino", 1, "bf16")])
+@pytest.mark.parametrize("other", [Settings("openvino", 2, "fp32"), Settings("openvino", 1, "bf16")])
 def test_one_compiled_otherwise_is_not(other: Settings, bundle: Bundle, cache: Cache, compiling: list[str]) -> None:
     if other.precision not in openvino.precisions_here():
         pytest.skip("this processor does not compute in bf16")
@@ -321,7 +321,7 @@ def prepared(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *seconds: float) -
 @pytest.fixture
 def alike(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """PSNR by precision, as the test likes it."""
-    found = {"bf16": 50.0, "f32": 90.0}
+    found = {"bf16": 50.0, "fp32": 90.0}
     monkeypatch.setattr(prepares, "likeness", lambda *_: dict(found))
     return found
 
@@ -332,8 +332,8 @@ def test_the_faster_is_taken_from_then_on(
 ) -> None:
     assert select("auto", bundle.manifest) == "cpu"
     told = prepared(bundle, monkeypatch, 0.02, 0.01, 0.015)
-    assert "ONNX Runtime 20.0 ms, bf16 10.0 ms, f32 15.0 ms" in told[0]
-    assert "50.0 dB in bf16, 90.0 dB in f32" in told[-3]
+    assert "ONNX Runtime 20.0 ms, bf16 10.0 ms, fp32 15.0 ms" in told[0]
+    assert "50.0 dB in bf16, 90.0 dB in fp32" in told[-3]
     assert told[-2].endswith("PSNR 50.0 dB: auto takes openvino")
     assert told[-1].startswith("ready: compiled graphs in bf16")
     assert select("auto", bundle.manifest) == "openvino"
@@ -348,11 +348,11 @@ def test_the_faster_is_taken_from_then_on(
 @pytest.mark.parametrize(
     ("seconds", "quality", "precision", "taken"),
     [
-        ((0.02, 0.01, 0.015), {"bf16": 39.0}, "f32", True),  # bf16 draws something else
-        ((0.02, 0.01, 0.021), {"bf16": 39.0}, "f32", False),
-        ((0.02, 0.01, 0.005), {}, "f32", True),
+        ((0.02, 0.01, 0.015), {"bf16": 39.0}, "fp32", True),  # bf16 draws something else
+        ((0.02, 0.01, 0.021), {"bf16": 39.0}, "fp32", False),
+        ((0.02, 0.01, 0.005), {}, "fp32", True),
         ((0.02, 0.0195, 0.03), {}, "bf16", False),  # within what a machine wavers
-        ((0.02, 0.01, 0.01), {"bf16": 20.0, "f32": 30.0}, "f32", False),
+        ((0.02, 0.01, 0.01), {"bf16": 20.0, "fp32": 30.0}, "fp32", False),
     ],
 )
 def test_what_is_chosen(
@@ -370,7 +370,7 @@ def test_what_is_chosen(
     found = read_comparison(Cache.default(), bundle.manifest)
     assert found is not None
     assert (found.precision, found.psnr, found.wins) == (precision, alike[precision], taken)
-    assert openvino.settled(Settings("openvino", 1), bundle.manifest).precision == precision
+    assert openvino.precision_for(bundle.manifest) == precision
     assert select("auto", bundle.manifest) == ("openvino" if taken else "cpu")
 
 
@@ -492,9 +492,9 @@ def test_the_commands(shipped: Bundle, cache: Cache, capsys: pytest.CaptureFixtu
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "openvino openvino: works; the one --device auto takes" in text
-    assert "f32, 10.0 ms against 20.0 ms with 1 thread, 5.0 ms against 9.0 ms with 2 threads; PSNR 60.0 dB" in text
+    assert "fp32, 10.0 ms against 20.0 ms with 1 thread, 5.0 ms against 9.0 ms with 2 threads; PSNR 60.0 dB" in text
     assert main(["info", folder]) == 0
-    assert "openvino   f32, 10.0 ms against 20.0 ms" in capsys.readouterr().out
+    assert "openvino   fp32, 10.0 ms against 20.0 ms" in capsys.readouterr().out
     assert main(["verify", folder]) == 0
     text = capsys.readouterr().out
     assert "graphs open on openvino" in text

@@ -26,6 +26,7 @@ __all__ = [
     "open_executor",
     "openvino_standing",
     "select",
+    "settle",
 ]
 
 
@@ -60,6 +61,19 @@ def select(device: str = "auto", manifest: Manifest | None = None) -> str:
     return PREFERENCE[-1]
 
 
+def settle(device: str, precision: str, manifest: Manifest) -> str:
+    """What "auto" means on a device for a bundle; what was asked for stays. A GPU's is known when it is opened."""
+    from ..precision import offers_int8
+
+    if precision != "auto" or device not in ("cpu", "openvino"):
+        return precision
+    if device == "cpu":
+        return "int8" if offers_int8(device, manifest) else "fp32"
+    from . import openvino
+
+    return openvino.precision_for(manifest)
+
+
 def is_ready(device: str, manifest: Manifest | None) -> bool:
     """Whether nothing has to be prepared before a bundle runs on a device that works here."""
     if device != "tensorrt":
@@ -90,7 +104,7 @@ def open_executor(bundle: Bundle, settings: Settings) -> Executor:
     if settings.device == "tensorrt":
         from .tensorrt_executor import TensorRTExecutor
 
-        return TensorRTExecutor(bundle)
+        return TensorRTExecutor(bundle, precision=settings.precision)
     if settings.device not in DEVICES:
         raise DeviceUnavailable(f"No backend serves the device {settings.device[:40]!r}.")
     if settings.device == "cuda":
@@ -100,9 +114,9 @@ def open_executor(bundle: Bundle, settings: Settings) -> Executor:
     from ..executor import StepwiseExecutor
 
     if settings.device == "openvino":
-        from .openvino import OpenVinoSession, settled
+        from .openvino import OpenVinoSession
 
-        return StepwiseExecutor(bundle, OpenVinoSession, settled(settings, bundle.manifest))
+        return StepwiseExecutor(bundle, OpenVinoSession, settings)
     from .ort import OrtSession
 
     return StepwiseExecutor(bundle, OrtSession, settings)

@@ -44,12 +44,13 @@ Arrays: TypeAlias = "Mapping[str, Tensor]"
 class Settings:
     """How a graph is to be run: `device` is a name the backend serves, `threads` the cores it may use (≥ 1).
 
-    `precision`: of the arithmetic, for OpenVINO alone; empty is its own choice. Elsewhere it is in the graph.
+    `precision`: one of `precision.PRECISIONS`; "auto" is the device's own choice. Where it is in the graphs, they have
+    to be read for it (`precision.variant_for`).
     """
 
     device: str
     threads: int
-    precision: str = ""
+    precision: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

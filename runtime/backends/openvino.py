@@ -34,6 +34,7 @@ from ..comparison import Comparison, read_comparison
 from ..engines import ENGINES
 from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, NotPrepared, S2FError
 from ..machine import cpu_flags, cpu_model, usable_cores
+from ..precision import offers_int8
 from . import ort
 from .base import Array, Device, Session, Settings, Tensor, lacks_memory
 
@@ -44,10 +45,12 @@ TELEMETRY = "openvino_telemetry"
 INSTALL = 'Run: pip install "s2f-edge[openvino]"'
 PREPARE = "Run: s2f prepare BUNDLE --device openvino"
 
-RECIPE = 1
+RECIPE = 2
 """Rises when graphs are compiled with other options, so that those kept before are not used."""
 
 _BF16 = {"avx512_bf16", "amx_bf16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+"""Its names of precisions. What a graph has in eight bits is computed in eight bits under either."""
 _TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8"}
 
 
@@ -57,7 +60,9 @@ class OpenVinoSession(Session):
     backend: ClassVar[str] = NAME
 
     def _open(self, data: bytes, settings: Settings) -> None:
-        chosen = dataclasses.replace(settings, precision=settings.precision or precision_here())
+        chosen = dataclasses.replace(
+            settings, precision=precision_here() if settings.precision == "auto" else settings.precision
+        )
         compiled = _kept(data, chosen) or compile_graph(data, chosen, f"the {self.stage} graph")
         self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
@@ -94,7 +99,7 @@ def require() -> None:
 def probe() -> Device:
     """Whether a graph opens here; never raises for what is missing."""
     try:
-        compile_graph(ort.PROBE, Settings(NAME, 1, "f32"), "a test graph")
+        compile_graph(ort.PROBE, Settings(NAME, 1, "fp32"), "a test graph")
     except S2FError as error:
         reason, _, cure = str(error).partition(" Run: ")
         logger.info("device %s: %s", NAME, error)
@@ -136,13 +141,13 @@ def _without_telemetry() -> Iterator[None]:
 
 
 def precision_here() -> str:
-    """ "bf16" where this CPU computes in it, else "f32"."""
-    return "bf16" if _BF16 & set(cpu_flags()) else "f32"
+    """ "bf16" where this CPU computes in it, else "fp32"."""
+    return "bf16" if _BF16 & set(cpu_flags()) else "fp32"
 
 
 def precisions_here() -> tuple[str, ...]:
     """What `s2f prepare` tries, the fastest first as far as one can tell beforehand."""
-    return tuple(dict.fromkeys((precision_here(), "f32")))
+    return tuple(dict.fromkeys((precision_here(), "fp32")))
 
 
 def place_here() -> dict[str, str]:
@@ -199,14 +204,16 @@ def standing(manifest: Manifest) -> str:
     return f"{found} to ONNX Runtime: {'faster' if found.wins else 'auto passes it over'}"
 
 
-def settled(settings: Settings, manifest: Manifest) -> Settings:
-    """Settings with the precision that `s2f prepare` found to serve a bundle here, else the one the CPU is made for."""
+def precision_for(manifest: Manifest) -> str:
+    """The precision that `s2f prepare` found to serve a bundle here, else the one the CPU is made for."""
     try:
         found = comparison_here(manifest)
     except S2FError as reason:
         logger.info("the precision is that of the processor: %s", reason)
         found = None
-    return dataclasses.replace(settings, precision=found.precision if found else precision_here())
+    if found is not None:
+        return found.precision
+    return "int8" if offers_int8(NAME, manifest) else precision_here()
 
 
 def compile_graph(data: bytes, settings: Settings, what: str) -> Any:
@@ -261,7 +268,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": settings.threads,
-        "INFERENCE_PRECISION_HINT": settings.precision,
+        "INFERENCE_PRECISION_HINT": _HINTS[precision_here() if settings.precision == "int8" else settings.precision],
         "ENABLE_CPU_PINNING": False,
     }
 

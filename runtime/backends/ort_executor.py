@@ -24,6 +24,8 @@ from .base import Settings
 
 logger = logging.getLogger(__name__)
 
+PREPARE = "Run: s2f prepare BUNDLE --device cuda"
+
 
 def place_here() -> Place:
     """What fused graphs are keyed by: they are plain ONNX, so the release of ONNX Runtime is all there is to say."""
@@ -44,22 +46,30 @@ class OrtExecutor(Executor):
         self._stages = StepwiseExecutor(bundle, ort.OrtSession, settings)
         self._fused: dict[int, FusedGraph] = {}
         try:
-            self._open_fused(bundle.manifest, settings, cache, record)
+            if settings.precision != "fp32":
+                self._open_fused(bundle.manifest, settings, cache, record)
         except (Refused, S2FError) as reason:
             self._fused.clear()
             if record is not None:
                 self.close()
                 raise
+            if settings.precision == "fp16":
+                self.close()
+                raise NotPrepared(f"The fused graphs cannot be used: {reason} {PREPARE}") from reason
             logger.warning("the stages run one by one, the fused graphs cannot be used: %s", reason)
         except BaseException:
             self.close()
             raise
+        if settings.precision == "fp16" and not self._fused:
+            self.close()
+            raise NotPrepared(f"Nothing is prepared in fp16 for the bundle {bundle.manifest.name} here. {PREPARE}")
+        self.precision = "fp16" if self._fused else "fp32"
 
     def _open_fused(self, manifest: Manifest, settings: Settings, cache: Cache, record: Prepared | None) -> None:
         for spec in (_recorded(cache, manifest) if record is None else record).engines():
             data = cache.read(ENGINES, engine_key(manifest, place_here(), spec))
             if data is None:
-                raise NotPrepared(f"{spec} is missing from the cache. Run: s2f prepare BUNDLE --device cuda")
+                raise NotPrepared(f"{spec} is missing from the cache. {PREPARE}")
             self._fused[spec.steps] = FusedGraph(data, manifest, spec, settings)
 
     def paint(self, work: Work, clock: Clock) -> list[Image]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ..bundle import STAGES, Bundle, Manifest, StepTable, TensorSpec
 from ..cache import Cache
 from ..engines import EngineSpec, Prepared, engine_tensors
+from ..errors import NotPrepared
 from ..executor import Clock, Executor, Image, Work, portrait
 from ..noise import seeded_noise
 from ..owner import Owner
@@ -34,15 +35,24 @@ Bytes = npt.NDArray[np.uint8]
 class TensorRTExecutor(Executor):
     """The prepared engines of one bundle. See `Executor`."""
 
-    def __init__(self, bundle: Bundle, cache: Cache | None = None, *, record: Prepared | None = None) -> None:
-        """Open what `s2f prepare` made; `record`: these engines, instead of those it recorded.
+    def __init__(
+        self,
+        bundle: Bundle,
+        cache: Cache | None = None,
+        *,
+        record: Prepared | None = None,
+        precision: str = "auto",
+    ) -> None:
+        """Open what `s2f prepare` made; `record`: these engines, instead of those it recorded, which must be of
+        `precision`, if that is not "auto".
 
         Raises NotPrepared, BackendMissing, DeviceUnavailable, BackendFailed, DeviceOutOfMemory.
         """
         self._gpu = Gpu()
         self._owner = Owner("s2f-cuda", self._gpu.give_back)
+        cache = Cache.default() if cache is None else cache
         try:
-            self._owner.call(self._gpu.open, bundle.manifest, Cache.default() if cache is None else cache, record)
+            self.precision = self._owner.call(self._gpu.open, bundle.manifest, cache, record, precision)
         except BaseException:
             self._owner.close()
             raise
@@ -67,12 +77,20 @@ class Gpu:
         self._lanes: dict[int, Lane] = {}
         self._cuda: Cuda | None = None
 
-    def open(self, manifest: Manifest, cache: Cache, record: Prepared | None) -> None:
-        """Load the engines, allocate, and capture the program of the default steps. See `TensorRTExecutor`."""
+    def open(self, manifest: Manifest, cache: Cache, record: Prepared | None, precision: str) -> str:
+        """Load the engines, allocate, and capture the program of the default steps; returns the engines' precision.
+
+        See `TensorRTExecutor`.
+        """
         module = package()
         place = place_here(module)
         if record is None:
             record = prepared(manifest, cache, place)
+        if precision not in ("auto", record.precision):
+            raise NotPrepared(
+                f"The engines for the bundle {manifest.name} are in {record.precision}, not in {precision}. Run: "
+                f"s2f-export engines BUNDLE --precision {precision}"
+            )
         self._cuda = Cuda()
         runtime = Runtime(module, cache, manifest, place)
         engines = {spec: runtime.load(spec, record.options) for spec in record.engines()}
@@ -83,6 +101,7 @@ class Gpu:
         opened = Opened(self._cuda, manifest, record, engines, _upload_rows(self._cuda, manifest))
         self._lanes.update((batch, Lane(opened, batch)) for batch in record.batches)
         self._lanes[1].program(manifest.table())  # the first portrait shall not wait for it
+        return record.precision
 
     def paint(self, work: Work) -> list[Image]:
         """See `Executor.paint`."""
