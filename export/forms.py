@@ -78,7 +78,11 @@ class Forms:
 
 
 def record_forms(
-    bundle: Bundle, opener: type[Session], settings: Settings, tell: Tell, clock: Callable[[], float] = time.perf_counter
+    bundle: Bundle,
+    opener: type[Session],
+    settings: Settings,
+    tell: Tell,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Measure both forms, write them down and tell. Without onnx, or where the one graph cannot be made, only tell.
 

@@ -103,7 +103,7 @@ class StepwiseExecutor(Executor):
         try:
             for name, stage in bundle.manifest.stages.items():
                 data, tensors = bundle.files[name], (stage.inputs, stage.outputs)
-                self._sessions[name] = opener(name, data, *tensors, settings, stage.sha256)
+                self._sessions[name] = opener(name, data, *tensors, settings, source=stage.sha256)
         except BaseException:
             self.close()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,18 @@ def test_one_graph_draws_what_the_stages_draw(folder: Any, tmp_path: Path) -> No
         one.encode(task.voices)
     one.close()
     stages.close()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
+def test_openvino_measures_them_too(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export import openvino
+
+    monkeypatch.setattr(openvino, "ROUNDS", 1)
+    monkeypatch.setattr(forms, "ROUNDS", 1)
+    openvino.prepare(bundle, lambda _: None)
+    threads = max(openvino.thread_counts())
+    found = [read_forms(cache, bundle.manifest, Settings("openvino", threads, one)) for one in ("bf16", "f32")]
+    assert any(found)
 
 
 def test_without_onnx(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

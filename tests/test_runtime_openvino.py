@@ -43,6 +43,12 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cache:
     return Cache.default()
 
 
+@pytest.fixture(autouse=True)
+def no_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have tests of their own, and would be told here in between."""
+    monkeypatch.setattr(prepares, "record_forms", lambda *_: None)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return read_bundle(write_tiny_bundle(tmp_path / "tiny", arm=SHORTCUT))

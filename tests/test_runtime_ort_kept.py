@@ -136,10 +136,11 @@ SPOILERS: list[tuple[str, Callable[[Path], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("suffix", "spoil", "reason"), SPOILERS)
+@pytest.mark.parametrize("how", SPOILERS, ids=lambda how: f"{how[0]} {how[2]}")
 def test_what_is_not_to_be_trusted_is_not_used(
-    suffix: str, spoil: Any, reason: str, shipped: Bundle, cache: Cache, opened: list[bool], caplog: Any
+    how: tuple[str, Callable[[Path], None], str], shipped: Bundle, cache: Cache, opened: list[bool], caplog: Any
 ) -> None:
+    suffix, spoil, reason = how
     prepares.prepare(shipped, NOTHING)
     with Pipeline(shipped, TWO) as pipeline:
         wanted = pipeline.generate(VOICE).image

@@ -75,6 +75,7 @@ class Session(abc.ABC):
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         settings: Settings,
+        *,
         source: str = "",
     ) -> None:
         """Open ONNX `data` and compare its tensors with those the manifest lists.

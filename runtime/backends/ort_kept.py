@@ -36,7 +36,7 @@ class Optimised:
 
 
 def key_of(source: str, version: str) -> dict[str, Any]:
-    """The cache key of a graph: the sha256 of its ONNX, ONNX Runtime's release, the processor. Threads are no matter."""
+    """The cache key of a graph: the sha256 of its ONNX, ONNX Runtime's release, processor; threads are no matter."""
     return {
         "recipe": RECIPE,
         "backend": f"onnxruntime {version}",
