@@ -15,6 +15,7 @@ import importlib.util
 import io
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -121,6 +122,21 @@ def require(device: str) -> None:
             f"The device {device!r} needs ONNX Runtime's {provider}, which the installed onnxruntime {ort.__version__} "
             f"does not have. Run: pip uninstall -y onnxruntime onnxruntime-gpu && {_install(device)}"
         )
+
+
+def can_have_cuda() -> bool:
+    """False where the files of the package say that it has no CUDA provider, which is a library of its own. Imports
+    nothing: 17 MiB less in a process that draws with OpenVINO.
+    """
+    if NAME in sys.modules:
+        return True
+    spec = importlib.util.find_spec(NAME)
+    if spec is None or not spec.origin:
+        return spec is not None
+    names = {path.name for path in (Path(spec.origin).parent / "capi").glob("*onnxruntime_providers_*")}
+    # Wheels have the first beside the second; where it lies elsewhere, so may the second.
+    known = {"libonnxruntime_providers_shared.so", "onnxruntime_providers_shared.dll"} & names
+    return not known or any("providers_cuda." in name for name in names)
 
 
 def probe(device: str) -> Device:
