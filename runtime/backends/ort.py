@@ -16,7 +16,6 @@ import io
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -164,6 +163,8 @@ def keep(data: bytes, source: str, cache: Cache, what: str) -> int:
 
     Raises BackendFailed, DeviceOutOfMemory, BackendMissing, OutputUnwritable.
     """
+    import tempfile  # which loads a dozen modules that a call does not need
+
     ort = package("cpu")
     version = str(ort.__version__)
     broken = translated(f"ONNX Runtime {version} cannot optimise {what}")
