@@ -295,7 +295,7 @@ def test_one_that_is_not_to_be_trusted_is_compiled_again(
     how: str, bundle: Bundle, cache: Cache, compiling: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     openvino.keep(bundle.files["unet"], F32, cache, "the unet graph")
-    key = openvino._key(bundle.files["unet"], F32)
+    key = openvino._key(bundle.manifest.stages["unet"].sha256, F32)
     path = cache.path(ENGINES, key)
     said = {"rights": "written by others", "bytes": "damaged", "content": "does not take", "else": "something else"}
     if how == "rights":
