@@ -3,9 +3,9 @@
 python -m benchmarks.cold -o benchmarks/results/cold.json [--rounds 15]
 python -m benchmarks.cold --from benchmarks/results/cold.json    # the tables again, without measuring
 
-Arms take turns process by process. The files have been read before, so they come out of the system's memory. A process
-beside which others used more than 6 % of the CPU time is kept in the JSON and left out of the tables while three or
-more of its arm are clean. Needs the packages of `.[cpu,export]` and openvino.
+Arms take turns process by process, and wait some seconds for quiet. The files have been read before, so they come out
+of the system's memory. A process beside which others used more than 6 % of the CPU time is kept in the JSON and left
+out of the tables while three or more of its arm are clean. Needs the packages of `.[cpu,export]` and openvino.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from export import openvino, ort_cpu
-from runtime.bench.disturbance import between, snapshot
+from runtime.bench.disturbance import between, snapshot, wait_for_quiet
 from runtime.bench.speech import synthetic_speech, wav_bytes
 from runtime.bundle import read_bundle
 from runtime.doctor import package_versions
@@ -38,7 +38,7 @@ ARMS = {
     "openvino, prepared": ("openvino", True),
     "auto, prepared": ("auto", True),
 }
-OTHERS, ENOUGH = 0.06, 3
+OTHERS, ENOUGH, PATIENCE = 0.06, 3, 3.0
 IMPORTS = "runtime.pipeline, soundfile, soxr, PIL.Image, onnxruntime"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,6 +67,7 @@ def cold_starts(folder: Path, rounds: int, scratch: Path) -> dict[str, list[JSON
 
 def cold_start(folder: Path, device: str, cache: Path, speech: Path) -> JSON:
     """One process, from before it is started until it has ended."""
+    wait_for_quiet(time.monotonic() + PATIENCE)
     before, begin = snapshot(), time.perf_counter()
     arguments = [repr(begin), str(folder), device, str(speech), str(speech.with_suffix(".png"))]
     done = subprocess.run(
@@ -128,8 +129,13 @@ def files(folder: Path, rounds: int) -> dict[str, list[float]]:
 
 def counted(ones: list[JSON]) -> list[JSON]:
     """The undisturbed of one arm, all where these are too few."""
-    clean = [one for one in ones if one["others"] is not None and one["others"] <= OTHERS]
+    clean = [one for one in ones if undisturbed(one)]
     return clean if len(clean) >= ENOUGH else ones
+
+
+def undisturbed(one: JSON) -> bool:
+    """Whether other programs used little of the processor while a process ran."""
+    return one["others"] is not None and one["others"] <= OTHERS
 
 
 def tables(report: JSON) -> str:
@@ -147,10 +153,18 @@ def tables(report: JSON) -> str:
     lines += [row(step, "ms", step, 1) for step in steps]
     lines += [row("**process to saved PNG**", "ms", "all", 0), row("peak memory, MiB", "mib", "peak", 1)]
     lines += [row("of it the process' own, at the end", "mib", "private", 1)]
-    notes = [f"{name}: {len(arms[name])} of {len(ones)} processes undisturbed" for name, ones in report["cold"].items()]
+    notes = [f"{name}: {sum(map(undisturbed, ones))} of {len(ones)}" for name, ones in report["cold"].items()]
+    taken = "auto took " + " or ".join(sorted({one["device"] for one in arms.get("auto, prepared", [])}))
     told = ", ".join(f"{name} {value:.1f}" for name, value in report["imports_ms"].items())
     read = ", ".join(f"{name} {statistics.median(values):.1f}" for name, values in report["files_ms"].items())
-    lines += ["", "; ".join(notes), "", f"Importing, ms: {told}", "", f"Reading and hashing the graphs, ms: {read}"]
+    lines += [
+        "",
+        f"Undisturbed processes: {'; '.join(notes)}; {taken}",
+        "",
+        f"Importing, ms: {told}",
+        "",
+        f"Reading and hashing the graphs, ms: {read}",
+    ]
     return "\n".join(lines)
 
 

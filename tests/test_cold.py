@@ -28,7 +28,7 @@ def test_one_process(tmp_path: Path) -> None:
 
 
 def one(ms: float, others: float | None) -> dict[str, Any]:
-    return {"ms": {"step": ms, "all": ms}, "mib": {"peak": 1.0, "private": 0.5}, "others": others}
+    return {"device": "cpu", "ms": {"step": ms, "all": ms}, "mib": {"peak": 1.0, "private": 0.5}, "others": others}
 
 
 def test_disturbed_processes_are_left_out_while_enough_remain() -> None:
@@ -38,7 +38,7 @@ def test_disturbed_processes_are_left_out_while_enough_remain() -> None:
     report = {"cold": {"cpu": clean + dirty}, "imports_ms": {"numpy": 2.0}, "files_ms": {"read": [3.0]}}
     text = cold.tables(report)
     assert "| step | 1.0 |" in text
-    assert "3 of 5 processes undisturbed" in text
+    assert "cpu: 3 of 5" in text
 
 
 def test_ways_to_read_files(tmp_path: Path) -> None:
