@@ -102,7 +102,8 @@ class StepwiseExecutor(Executor):
         self._sessions: dict[str, Session] = {}
         try:
             for name, stage in bundle.manifest.stages.items():
-                self._sessions[name] = opener(name, bundle.files[name], stage.inputs, stage.outputs, settings)
+                data, tensors = bundle.files[name], (stage.inputs, stage.outputs)
+                self._sessions[name] = opener(name, data, *tensors, settings, source=stage.sha256)
         except BaseException:
             self.close()
             raise
