@@ -68,8 +68,8 @@ def read_clips(folder: Path, *, force: bool = False) -> Clips:
     different = len({hashlib.sha256(window.tobytes()).digest() for window in windows})
     if different < FEWEST_CLIPS and not force:
         raise InvalidArgument(
-            f"{folder} holds {different} different recordings, {FEWEST_CLIPS} are needed: ranges from fewer do not hold "
-            "for other voices. Give more, or --force to go on with these"
+            f"{folder} holds {different} different recordings, {FEWEST_CLIPS} are needed: ranges from fewer do not "
+            "hold for other voices. Give more, or --force to go on with these"
         )
     digest = hashlib.sha256(b"".join(window.tobytes() for window in windows)).hexdigest()
     return Clips(tuple(windows), len(reasons), digest)

@@ -44,8 +44,8 @@ def derive(bundle: Bundle, graph: str, *, batch: int, steps: int = 0, precision:
     _check_arguments(graph, batch, steps, precision)
     if (bundle.variant == INT8_FAMILY) != (precision == "int8"):
         raise InvalidArgument(
-            f"The precision {precision} cannot be made of the bundle's {bundle.variant or 'own graphs'}: int8 is made of "
-            f"the variant {INT8_FAMILY}, which s2f-calibrate adds, all else of the bundle's own graphs."
+            f"The precision {precision} cannot be made of the bundle's {bundle.variant or 'own graphs'}: int8 is made "
+            f"of the variant {INT8_FAMILY}, which s2f-calibrate adds, all else of the bundle's own graphs."
         )
     table = bundle.manifest.table(steps) if graph == "pipeline" else None
     try:

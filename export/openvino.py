@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from export.forms import record_forms
 from export.trial import draw, work
 from runtime.backends import Settings, select
 from runtime.backends.openvino import NAME, OpenVinoSession, keep, place_here, precisions_here
@@ -56,6 +57,7 @@ def prepare(bundle: Bundle, tell: Tell, *, clock: Clock = time.perf_counter) -> 
             size += sum(keep(bundle.files[name], settings, cache, f"the {name} graph") for name in manifest.stages)
         told = " and ".join(map(str, counts))
         tell(f"ready: compiled graphs in {precision} for {told} threads, {size / 1e6:.1f} MB in the cache")
+        record_forms(bundle, OpenVinoSession, Settings(NAME, max(counts), precision), tell)
 
 
 def thread_counts() -> list[int]:

@@ -326,6 +326,11 @@ class Bundle:
     model_card: bytes = dataclasses.field(repr=False)
     variant: str | None = None
 
+    def sha256_of(self, stage: str) -> str:
+        """The sha256 (hex) of the file that `files` holds of a stage."""
+        own: Stage | FileRef = self.manifest.stages[stage]
+        return (own if self.variant is None else self.manifest.variants[self.variant].stages.get(stage, own)).sha256
+
 
 def read_manifest(path: str | os.PathLike[str]) -> tuple[Manifest, str]:
     """Manifest and identity of a bundle folder, without reading its stages. Raises the BundleXxx errors."""

@@ -5,7 +5,8 @@ if nobody but its owner could have written it: folder and file belong to this us
 them, no link is followed, and size and sha256 are those recorded when it was written, under the very key asked for. An
 entry is one file, written beside its place and renamed, so it is whole or absent at every moment, also after a kill.
 
-File: a line of JSON {magic, key, sha256, size}, a newline, the bytes.
+File: a line of JSON {magic, key, sha256, size}, a newline, the bytes. Beside it may lie a bare file, which is nothing
+but bytes: for a library that maps a file itself. Its size and sha256 belong into the entry, which vouches for it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from .errors import OutputUnwritable
 MAGIC = "s2f-cache-1"
 MAX_HEADER_BYTES = 64 * 1024
 MAX_ENTRY_BYTES = 4 * 1024**3
+CHUNK_BYTES = 256 * 1024
+BARE = ".raw"
 TEMPORARY, STALE_SECONDS = ".new-", 3600
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # Not following links, not waiting for a pipe's writer; Windows has neither, and opens as text unless told.
@@ -61,6 +64,47 @@ class Cache:
     def read(self, kind: str, key: Key) -> bytes | None:
         """The bytes of an entry, None where there is none. Raises Refused for one that is not to be trusted."""
         path = self.path(kind, key)
+        found = self._opened(path)
+        if found is None:
+            return None
+        descriptor, info = found
+        with os.fdopen(descriptor, "rb") as file:
+            return _checked(file.readline(MAX_HEADER_BYTES), file.read(info.st_size), key, path)
+
+    def write(self, kind: str, key: Key, data: bytes) -> Path:
+        """Put an entry in its place, whole or not at all; replaces the old one. Raises OutputUnwritable."""
+        header = {"magic": MAGIC, "key": dict(key), "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        return self._put(self.path(kind, key), json.dumps(header, sort_keys=True).encode() + b"\n", data)
+
+    def bare_path(self, kind: str, key: Key) -> Path:
+        """Where the bare file of a key lies."""
+        return self.path(kind, key).with_suffix(BARE)
+
+    def write_bare(self, kind: str, key: Key, data: bytes) -> Path:
+        """Put a bare file in its place, as `write` does; write it before the entry that vouches for it."""
+        return self._put(self.bare_path(kind, key), data)
+
+    def check_bare(self, kind: str, key: Key, sha256: str, size: int) -> Path:
+        """The path of a bare file nobody else could have written, of this sha256 and size. Raises Refused.
+
+        It is read in pieces, so that a file whose pages are to be mapped is not held in memory beside.
+        """
+        path = self.bare_path(kind, key)
+        found = self._opened(path)
+        if found is None:
+            raise Refused(f"{path} is missing")
+        digest, piece = hashlib.sha256(), bytearray(CHUNK_BYTES)
+        with os.fdopen(found[0], "rb", buffering=0) as file:
+            if found[1].st_size != size:
+                raise Refused(f"{path} is cut short or too long: {found[1].st_size} bytes, {size} were written")
+            while count := file.readinto(piece):
+                digest.update(memoryview(piece)[:count])
+        if digest.hexdigest() != sha256:
+            raise Refused(f"{path} is damaged: its sha256 is not the one recorded")
+        return path
+
+    def _opened(self, path: Path) -> tuple[int, os.stat_result] | None:
+        """A descriptor of a file that is to be trusted, None where there is none. Raises Refused."""
         try:
             _trust(self.folder.lstat(), self.folder, folder=True)
             _trust(path.parent.lstat(), path.parent, folder=True)
@@ -77,21 +121,16 @@ class Cache:
         except Refused:
             os.close(descriptor)
             raise
-        with os.fdopen(descriptor, "rb") as file:
-            return _checked(file.readline(MAX_HEADER_BYTES), file.read(info.st_size), key, path)
+        return descriptor, info
 
-    def write(self, kind: str, key: Key, data: bytes) -> Path:
-        """Put an entry in its place, whole or not at all; replaces the old one. Raises OutputUnwritable."""
-        path = self.path(kind, key)
-        header = {"magic": MAGIC, "key": dict(key), "sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    def _put(self, path: Path, *parts: bytes) -> Path:
         temporary = path.parent / f"{TEMPORARY}{os.urandom(8).hex()}"
         try:
             self._make_folders(path.parent)
             _sweep(path.parent)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(json.dumps(header, sort_keys=True).encode() + b"\n")
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -106,9 +145,10 @@ class Cache:
         return path
 
     def remove(self, kind: str, key: Key) -> None:
-        """Forget an entry; harmless where there is none or it cannot be removed."""
-        with contextlib.suppress(OSError):
-            self.path(kind, key).unlink(missing_ok=True)
+        """Forget an entry and its bare file; harmless where there is none or it cannot be removed."""
+        for path in (self.path(kind, key), self.bare_path(kind, key)):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self, kind: str, key: Key, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:

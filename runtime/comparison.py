@@ -25,7 +25,7 @@ GAIN = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """`precision`: OpenVINO's that was found best, "f32" or "bf16". `psnr`: dB, the lowest of several seeds at the
+    """`precision`: OpenVINO's that was found best, "fp32" or "bf16". `psnr`: dB, the lowest of several seeds at the
     default steps. `milliseconds`: of a portrait, by number of threads: (OpenVINO's, ONNX Runtime's). `place`: what it
     was measured with, by name.
     """

@@ -108,7 +108,8 @@ class StepwiseExecutor(Executor):
         self._sessions: dict[str, Session] = {}
         try:
             for name, stage in bundle.manifest.stages.items():
-                self._sessions[name] = opener(name, bundle.files[name], stage.inputs, stage.outputs, settings)
+                data, tensors = bundle.files[name], (stage.inputs, stage.outputs)
+                self._sessions[name] = opener(name, data, *tensors, settings, source=bundle.sha256_of(name))
         except BaseException:
             self.close()
             raise

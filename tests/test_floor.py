@@ -10,14 +10,17 @@ import onnx
 import pytest
 
 from benchmarks.floor import __main__ as command
-from benchmarks.floor import peaks, stages
+from benchmarks.floor import peaks, report, stages
 from benchmarks.peers.task import Task
 from export.cost import matrix_by_operator
-from runtime.errors import BundleNotFound
+from runtime.backends import Settings
+from runtime.backends.ort import open_session
+from runtime.bundle import read_bundle
+from runtime.errors import BundleNotFound, InvalidArgument
 from tests.test_export_cost import graph, node, zeros
 from tests.tiny_bundle import SHORTCUT, write_tiny_bundle
 
-FOUND = {"gflops": {"f32": 100.0, "bf16": 200.0}, "copies_gb_s": {"cache": 10.0, "memory": 1.0}}
+FOUND = {"gflops": {"fp32": 100.0, "bf16": 200.0}, "copies_gb_s": {"cache": 10.0, "memory": 1.0}}
 COST = {
     "flops": 300_000_000,
     "by_kind": {"convolution": 200_000_000, "matrix product": 100_000_000},
@@ -47,22 +50,76 @@ def test_operators_of_engines_are_of_a_kind() -> None:
 
 def test_floor_is_the_larger_of_arithmetic_and_traffic() -> None:
     """0.3 GFLOP at 100 GFLOP/s are 3 ms, 10 MB at 10 GB/s are 1 ms; bfloat16 halves the bytes."""
-    floor = command.floor_ms(COST, FOUND, "f32")
+    floor = report.floor_ms(COST, FOUND, "fp32")
     assert floor is not None
     assert (floor["compute"], floor["traffic"], floor["floor"]) == pytest.approx((3.0, 1.0, 3.0))
     assert floor["by_kind"] == pytest.approx({"convolution": 2.0, "matrix product": 1.0})
-    low = command.floor_ms({**COST, "flops": 0}, FOUND, "bf16")
+    low = report.floor_ms({**COST, "flops": 0}, FOUND, "bf16")
     assert low is not None
     assert (low["compute"], low["floor"]) == pytest.approx((0.0, 0.5))
-    assert command.floor_ms(COST, FOUND, "int8") is None
+    assert report.floor_ms(COST, FOUND, "int8") is None
 
 
 def test_convolutions_over_their_floor() -> None:
     engine = {"operators_ms": {"encoder": {"FusedConv": 1.0, "Conv": 2.0, "Add": 9.0}, "decoder": {"Add": 1.0}}}
-    floor = command.floor_ms(COST, FOUND, "f32")
+    floor = report.floor_ms(COST, FOUND, "fp32")
     assert floor is not None
-    assert command.convolution_times(engine, "encoder", floor) == pytest.approx(1.5)
-    assert command.convolution_times(engine, "decoder", floor) is None
+    assert report.convolution_times(engine, "encoder", floor) == pytest.approx(1.5)
+    assert report.convolution_times(engine, "decoder", floor) is None
+
+
+@pytest.mark.parametrize(
+    ("p50", "best", "said"),
+    [
+        (4.7, 4.0, "within 1.6 × its floor (1.57)"),
+        (4.9, 4.5, "**not within 1.6 × its floor** (1.63; its best call is, 1.50)."),
+        (9.0, 6.0, "**not within 1.6 × its floor** (3.00, at best 2.00)."),
+    ],
+)
+def test_a_verdict_is_of_the_median_and_tells_what_is_above(p50: float, best: float, said: str) -> None:
+    """The floor of COST is 3 ms, of its convolutions 2 ms."""
+    operators = {"Conv": 4.0, "MatMul": 3.0, "FusedConv": 1.0, "Transpose": 1.5, "Add": 0.5}
+    engine = {"ms": {"unet": {"p50": p50, "best": best}}, "operators_ms": {"unet": operators}}
+    floor = report.floor_ms(COST, FOUND, "fp32")
+    assert floor is not None
+    found = report.verdict(engine, "unet", floor)
+    assert found.startswith(said)
+    if p50 > 4.8:
+        told = (
+            "the convolutions take 5.00 (50%; their floor is 2.00), the rest 5.00 (50%): MatMul 3.00 (30%), Transpose"
+        )
+        assert told in found
+
+
+def test_sessions_that_are_profiled_have_the_options_of_the_runtimes_own(tmp_path: Path) -> None:
+    data = read_bundle(write_tiny_bundle(tmp_path / "tiny")).files["encoder"]
+    session = stages.profiled_session(data, 1, tmp_path / "profile")
+    profiled, own = (
+        one.get_session_options() for one in (session, open_session(data, Settings("cpu", 1), "a test graph"))
+    )
+    assert (profiled.enable_profiling, own.enable_profiling) == (True, False)
+    for name in ("intra_op_num_threads", "execution_mode", "graph_optimization_level", "use_deterministic_compute"):
+        assert getattr(profiled, name) == getattr(own, name)
+    entry = "session.force_spinning_stop"
+    assert profiled.get_session_config_entry(entry) == own.get_session_config_entry(entry) == "1"
+    assert Path(session.end_profiling()).parent == tmp_path
+
+
+def test_graphs_that_are_profiled_are_compiled_as_the_runtimes_own(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    from runtime.backends.openvino import compile_graph
+
+    data, settings = (
+        read_bundle(write_tiny_bundle(tmp_path / "tiny")).files["encoder"],
+        Settings("openvino", 1, "fp32"),
+    )
+    profiled, own = stages.profiled_model(data, settings), compile_graph(data, settings, "a test graph")
+    other = [
+        name
+        for name in own.get_property("SUPPORTED_PROPERTIES")
+        if str(own.get_property(name)) != str(profiled.get_property(name)) and name != "NETWORK_NAME"
+    ]
+    assert other == ["PERF_COUNT"]
 
 
 def test_a_profile_is_the_sum_of_the_nodes_medians() -> None:
@@ -93,9 +150,9 @@ def test_chains_of_products_stay_in_range() -> None:
 def test_peaks_say_where_they_were_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peaks, "COPIES", {"cache": 1 << 10, "memory": 1 << 12})
     found = peaks.peaks(1, sizes=(16, 32), seconds=0.0)
-    assert found["gflops"]["f32"] > 0
-    engine, size = found["best"]["f32"].split(", ")
-    assert found["products"]["f32"][engine][size] == found["gflops"]["f32"]
+    assert found["gflops"]["fp32"] > 0
+    engine, size = found["best"]["fp32"].split(", ")
+    assert found["products"]["fp32"][engine][size] == found["gflops"]["fp32"]
     assert found["copies_gb_s"].keys() == {"cache", "memory"}
 
 
@@ -112,9 +169,18 @@ def test_the_whole_command_on_a_tiny_bundle(
     assert found["runs"][0]["engines"]["ours cpu"]["ms"].keys() == {"encoder", "unet", "decoder"}
     assert all(cost["flops"] > 0 for cost in found["costs"].values())
     text = out.with_suffix(".md").read_text(encoding="utf-8")
-    assert text == capsys.readouterr().out == command.markdown(found)
+    assert text == capsys.readouterr().out == report.markdown(found)
     assert "| ours cpu | decoder |" in text
+    out.with_suffix(".md").unlink()
+    assert command.main(["--from", str(out)]) == 0
+    assert out.with_suffix(".md").read_text(encoding="utf-8") == text
+    found["runs"][0]["conditions"]["dirty"] = ["others took all of it"]
+    assert "**not judged**: others took all of it" in report.markdown(found)
+    found["runs"][0]["conditions"]["dirty"] = []
+    assert report.markdown(found).count("its floor") >= 3
     assert command.main(["--bundle", str(tmp_path / "nothing")]) == BundleNotFound.code
+    out.write_text("{}")
+    assert command.main(["--from", str(out)]) == InvalidArgument.code
 
 
 def test_stages_are_given_what_they_take(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from runtime.errors import (
     InvalidArgument,
 )
 
+ROOT = Path(__file__).parent.parent
 ONE = Settings("cpu", 1)
 IN = (TensorSpec("x", "float32", ("batch", 3)), TensorSpec("step", "int64", (1,)))
 OUT = (TensorSpec("y", "float32", ("batch", 2)), TensorSpec("z", "uint8", ("batch",)))
@@ -218,6 +220,47 @@ def test_a_missing_provider_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     assert not cuda.usable
     assert "CUDAExecutionProvider" in cuda.reason
     assert "s2f-edge[gpu]" in cuda.cure
+
+
+LAYOUTS: list[tuple[list[str], bool]] = [
+    (["libonnxruntime.so.1.32.0", "libonnxruntime_providers_shared.so"], False),
+    (["libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so"], True),
+    (["onnxruntime_providers_shared.dll", "onnxruntime_providers_cuda.dll"], True),
+    (["onnxruntime_providers_shared.dll", "onnxruntime_providers_openvino.dll"], False),
+    (["onnxruntime_pybind11_state.so"], True),  # its libraries lie elsewhere
+]
+
+
+@pytest.mark.parametrize(("files", "possible"), LAYOUTS)
+def test_a_provider_is_looked_for_among_files(
+    files: list[str], possible: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capi = tmp_path / "onnxruntime" / "capi"
+    capi.mkdir(parents=True)
+    for name in ("../__init__.py", *files):
+        (capi / name).write_text("raise AssertionError('imported')")
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert ort.can_have_cuda() == possible
+
+
+def test_without_the_package_there_is_no_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert not ort.can_have_cuda()
+
+
+def test_auto_does_not_import_what_cannot_help() -> None:
+    """Where another device serves; the CPU needs it."""
+    code = """
+import sys
+from runtime import backends
+backends._require = lambda name: print(name)
+backends.select("auto")
+print("onnxruntime" in sys.modules, backends._can_be_here("cuda"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() in (["cpu", "False", "False"], ["cpu", "True", "True"])
 
 
 class Pretender:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ from runtime.errors import OutputUnwritable
 ROOT = Path(__file__).parent.parent
 KEY = {"graph": "unet", "batch": 1, "sources": {"unet": "ab" * 32}}
 DATA = bytes(range(256)) * 40
+SHA = hashlib.sha256(DATA).hexdigest()
 
 
 @pytest.fixture
@@ -144,6 +146,56 @@ def test_what_could_be_somebody_elses_is_refused(cache: Cache, spoil: Callable[[
     spoil(path)
     with pytest.raises(Refused, match=reason):
         cache.read("engines", KEY)
+
+
+def test_a_bare_file_is_nothing_but_its_bytes(cache: Cache) -> None:
+    path = cache.write_bare("graphs", KEY, DATA)
+    assert path.read_bytes() == DATA
+    assert path == cache.check_bare("graphs", KEY, SHA, len(DATA))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    cache.write("graphs", KEY, b"entry")
+    cache.remove("graphs", KEY)
+    assert not list(path.parent.iterdir())
+
+
+def unlink(path: Path) -> None:
+    path.unlink()
+
+
+BARE_SPOILERS: list[tuple[Callable[[Path], None], str]] = [
+    (spoil_size, "cut short"),
+    (spoil_bytes, "sha256"),
+    (empty, "cut short"),
+    (open_to_all, "written by others"),
+    (open_folder, "written by others"),
+    (open_root, "written by others"),
+    (link, "cannot be opened"),
+    (pipe, "not a regular file"),
+    (folder, "not a regular file"),
+    (unlink, "missing"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "reason"), BARE_SPOILERS, ids=[spoil.__name__ for spoil, _ in BARE_SPOILERS])
+def test_a_bare_file_that_is_not_what_was_written_is_refused(
+    cache: Cache, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(cache.write_bare("graphs", KEY, DATA))
+    with pytest.raises(Refused, match=reason):
+        cache.check_bare("graphs", KEY, SHA, len(DATA))
+
+
+def test_a_bare_file_is_not_held_in_memory_to_be_checked(cache: Cache) -> None:
+    import tracemalloc
+
+    data = bytes(4 << 20)
+    cache.write_bare("graphs", KEY, data)
+    sha = hashlib.sha256(data).hexdigest()
+    tracemalloc.start()
+    cache.check_bare("graphs", KEY, sha, len(data))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

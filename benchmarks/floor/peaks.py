@@ -82,12 +82,15 @@ def _engines(size: int, threads: int) -> Iterator[tuple[str, str, Run]]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        yield "onnxruntime", "f32", functools.partial(session.run, None, {"x0": x})
+        yield "onnxruntime", "fp32", functools.partial(session.run, None, {"x0": x})
     if importlib.util.find_spec("openvino"):
         core = openvino_package().Core()
         known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        for precision in ("f32", *(["bf16"] if "BF16" in known else [])):
-            hints = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": str(threads)}
+        for precision in ("fp32", *(["bf16"] if "BF16" in known else [])):
+            hints = {
+                "INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32"),
+                "INFERENCE_NUM_THREADS": str(threads),
+            }
             model = core.compile_model(core.read_model(data), "CPU", {"PERFORMANCE_HINT": "LATENCY", **hints})
             request = model.create_infer_request()
             yield "openvino", precision, functools.partial(request.infer, {"x0": x}, share_inputs=True)

@@ -1,8 +1,8 @@
 """The stages as they are: what each costs by count, what it takes, and which operators take it.
 
-Counted in the graphs a device would be given (`export.derive`: batch 1, constants folded). Measured in two ways: ours
-by the runtime's own stage times, OpenVINO by running each graph alone. Times are medians, and the best beside them,
-because the peak is that of the best product. Profiles are the engines' own.
+Counted in the graphs a device would be given (`export.derive`: batch 1, constants folded). Measured by the runtime's
+own stage times of whole portraits. Times are medians, and the best beside them, because the peak is that of the best
+product. Profiles are the engines' own, of sessions with the very options that the runtime opens its own with.
 """
 
 from __future__ import annotations
@@ -21,12 +21,18 @@ import numpy as np
 import runtime
 from benchmarks.gpu.parts import JSON
 from benchmarks.gpu.plan import warm_up
-from benchmarks.peers.by_hand import naive_onnxruntime, openvino_request, options
+from benchmarks.peers.by_hand import naive_onnxruntime, openvino_model, options
+from benchmarks.peers.ours import OursOnOpenVino
 from benchmarks.peers.task import Task
 from export.cost import count, matrix_by_operator
 from export.derive import derive
+from runtime.backends import Settings
+from runtime.backends.openvino import compile_graph
+from runtime.backends.openvino import package as openvino_package
+from runtime.backends.ort import open_session
 from runtime.bench import stopwatch
 from runtime.bundle import STAGES, Bundle
+from runtime.portrait import Timings
 
 RUNS, MOST, WARM = 60, 1.5, 0.3
 UNCOUNTED, PROFILED = 3, 20
@@ -77,10 +83,10 @@ def engines() -> dict[str, Engine]:
     """Those that are here."""
     found = {}
     if importlib.util.find_spec("onnxruntime"):
-        found["ours cpu"] = Engine("f32", _ours, _profile_onnxruntime)
+        found["ours cpu"] = Engine("fp32", _generate, _profile_onnxruntime)
     if importlib.util.find_spec("openvino"):
-        for precision in ("f32", "bf16"):
-            found[f"openvino {precision}"] = _openvino(precision)
+        for precision in ("fp32", "bf16"):
+            found[f"ours openvino {precision}"] = _openvino(precision)
     return found
 
 
@@ -114,58 +120,64 @@ def _times(values: list[float]) -> JSON:
     return {"p50": round(float(np.median(values)), 4), "best": round(min(values), 4)}
 
 
-def _ours(task: Task) -> dict[str, JSON]:
+def _generate(task: Task) -> dict[str, JSON]:
+    """Ours on the CPU as a caller has it."""
+    with runtime.load(task.folder, device="cpu", threads=task.cores) as pipeline:
+        return _timed(lambda: pipeline.generate(task.speech, steps=task.steps).timings)
+
+
+def _timed(draw: Callable[[], Timings]) -> dict[str, JSON]:
+    """Times of the stages, as the runtime tells them of whole portraits."""
     spent: dict[str, list[float]] = {stage: [] for stage in STAGES}
 
-    def draw() -> None:
-        timings = pipeline.generate(task.speech, steps=task.steps).timings
+    def once() -> None:
+        timings = draw()
         for stage, values in (("encoder", [timings.encoder]), ("unet", timings.steps), ("decoder", [timings.decoder])):
             spent[stage] += [value for value in values if value is not None]
 
-    with runtime.load(task.folder, device="cpu", threads=task.cores) as pipeline:
-        warm_up(draw, WARM)
-        for values in spent.values():
-            values.clear()
-        stopwatch(draw, RUNS, MOST)
+    warm_up(once, WARM)
+    for values in spent.values():
+        values.clear()
+    stopwatch(once, RUNS, MOST)
     return {stage: _times(values) for stage, values in spent.items()}
 
 
 def _profile_onnxruntime(task: Task) -> dict[str, dict[str, float]]:
-    import onnxruntime
-
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         for stage, feeds in inputs(task).items():
-            settings = onnxruntime.SessionOptions()
-            settings.intra_op_num_threads = task.cores
-            settings.enable_profiling = True
-            settings.profile_file_prefix = str(Path(scratch) / stage)
-            data = task.bundle.files[stage]
-            session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+            session = profiled_session(task.bundle.files[stage], task.cores, Path(scratch) / stage)
             for _ in range(PROFILED):
                 session.run(None, dict(feeds))
-            events = json.loads(Path(session.end_profiling()).read_bytes())
-            found[stage] = operators_of_trace(events)
+            found[stage] = operators_of_trace(json.loads(Path(session.end_profiling()).read_bytes()))
     return found
+
+
+def profiled_session(data: bytes, threads: int, prefix: Path) -> Any:
+    """The runtime's session of a graph once more, by the options of that one, with a profile in a file at `prefix`."""
+    import onnxruntime
+
+    opened = open_session(data, Settings("cpu", threads), "a graph to profile")
+    options = opened.get_session_options()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(prefix)
+    return onnxruntime.InferenceSession(data, options, providers=opened.get_providers())
 
 
 def _openvino(precision: str) -> Engine:
     def measure(task: Task) -> dict[str, JSON]:
-        found = {}
-        for stage, feeds in inputs(task).items():
-            request = openvino_request(task, stage, precision)
-
-            def run(request: Any = request, feeds: Arrays = feeds) -> object:
-                return request.infer(dict(feeds), share_inputs=True)
-
-            warm_up(run, WARM)
-            found[stage] = _times(stopwatch(run, RUNS, MOST))
-        return found
+        ours = OursOnOpenVino(task, precision)
+        ours.prepare()
+        try:
+            return _timed(lambda: ours.draw_timed(0)[1])
+        finally:
+            ours.close()
 
     def profile(task: Task) -> dict[str, dict[str, float]]:
         found = {}
         for stage, feeds in inputs(task).items():
-            request = openvino_request(task, stage, precision, {"PERF_COUNT": "YES"})
+            data, settings = task.bundle.files[stage], Settings("openvino", task.cores, precision)
+            request = profiled_model(data, settings).create_infer_request()
             times = []
             for number in range(UNCOUNTED + PROFILED):
                 request.infer(dict(feeds), share_inputs=True)
@@ -176,3 +188,14 @@ def _openvino(precision: str) -> Engine:
         return found
 
     return Engine(precision, measure, profile)
+
+
+def profiled_model(data: bytes, settings: Settings) -> Any:
+    """The graph as the runtime compiles it once more, by the properties of that one, with counters of the operators."""
+    opened, core = compile_graph(data, settings, "a graph to profile"), openvino_package().Core()
+    known = core.get_property("CPU", "SUPPORTED_PROPERTIES")
+    names = [name for name in opened.get_property("SUPPORTED_PROPERTIES") if known.get(name) == "RW"]
+    properties = {name: opened.get_property(name) for name in names}
+    # An empty set, a policy that is not chosen, is read but not taken.
+    chosen = {name: value for name, value in properties.items() if value != set()}
+    return core.compile_model(openvino_model(core, data), "CPU", {**chosen, "PERF_COUNT": True})

@@ -1,18 +1,19 @@
 """Ours beside what others would do on this machine, in one run: `python -m benchmarks.peers -o OUT.json`.
 
 Writes OUT.json with every value, OUT.md and OUT.png beside it, and prints the table. Contests of an earlier run that
-lie in OUT.json stay there where they are of the same bundle and steps and of other numbers of threads, so that a
-disturbed one can be measured again by itself (`--threads`). `--from OUT.json` makes table and plot again without
-measuring.
+lie in OUT.json stay there where they are of other numbers of threads, so that a disturbed one can be measured again by
+itself (`--threads`); each says when and where it was measured, and one of another bundle, machine or version is refused
+beside new ones. `--from OUT.json` makes table and plot again without measuring.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.gpu.parts import JSON, Deadline
@@ -30,6 +31,12 @@ from runtime.output import check_writable, write_file
 from runtime.pipeline import shipped_bundle
 
 MINUTES = 10.0
+ABOUT: dict[str, tuple[str, ...]] = {"bundle": (), "settings": ()}
+PLACE: dict[str, tuple[str, ...]] = {
+    "machine": ("id", "system", "affinity", "cgroup_quota_cores", "governor"),
+    "versions": (),
+}
+"""What contests of one file have in common, of the file and of where they were measured; load is each one's own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,40 +67,62 @@ def measure(options: argparse.Namespace) -> JSON:
     steps = manifest.default_steps if options.steps is None else options.steps
     manifest.table(steps)
     chosen = _chosen(options.arms)
-    lacking = {name: why for name, arm in chosen.items() if (why := missing(name, arm))}
-    counts, begin = (
-        Counts(rounds=options.rounds, most_rounds=2 * options.rounds, patience=options.patience),
-        {**environment(), **state()},
-    )
-    deadline, contests = Deadline(60 * options.minutes), _kept(options.out, identity, steps, options.threads)
+    lacking = {name: why for name, arm in chosen.items() if (why := missing(arm))}
+    report = {
+        "schema_version": reports.SCHEMA_VERSION,
+        "kind": reports.KIND,
+        "bundle": {"name": manifest.name, "sha256": identity},
+        "settings": {"steps": steps, "network": options.network},
+        "arms": {n: {"what": a.what, "steps": a.steps or steps, "random": a.random} for n, a in arms().items()},
+    }
+    contests, deadline = kept(options.out, report, options.threads, surroundings()), Deadline(60 * options.minutes)
+    counts = Counts(rounds=options.rounds, most_rounds=2 * options.rounds, patience=options.patience)
     for number, threads in enumerate(options.threads):
         task = Task(folder, options.network, steps, None if threads == usable_cores() else threads)
         share = Deadline(deadline.left / (len(options.threads) - number))
         here, opener = [name for name in chosen if name not in lacking], open_child(options.out.with_name(LOG))
+        about = {"threads": threads, "began": _now(), **surroundings(), "counts": dataclasses.asdict(counts)}
         found = contest(here, task, opener, counts=counts, deadline=share, tell=_tell)
-        contests.append({"threads": threads, "time": _now(), "missing": lacking, "arms": found})
-    return {
-        "schema_version": reports.SCHEMA_VERSION,
-        "kind": reports.KIND,
-        "time": _now(),
-        "version": __version__,
-        "bundle": {"name": manifest.name, "sha256": identity},
-        "settings": {"steps": steps, "seeds": counts.seeds, "rounds": counts.rounds, "network": options.network},
-        "machine": begin,
-        "versions": {**versions(), "openvino": _version("openvino")},
-        "arms": {n: {"what": a.what, "steps": a.steps or steps, "random": a.random} for n, a in arms().items()},
-        "contests": sorted(contests, key=lambda contest: -int(contest["threads"])),
-    }
+        for name, result in found.items():
+            result["precision"] = result.get("prepared", {}).get("precision", chosen[name].precision)
+        contests.append({**about, "ended": _now(), "state_after": state(), "missing": lacking, "arms": found})
+    return {**report, "contests": sorted(contests, key=lambda contest: -int(contest["threads"]))}
 
 
-def _kept(out: Path, identity: str, steps: int, threads: Sequence[int]) -> list[JSON]:
-    """The contests of an earlier run that are not measured again."""
+def surroundings() -> JSON:
+    """What a contest depends on beside bundle and settings: release, machine with its load now, versions."""
+    return {"machine": {**environment(), **state()}, "versions": {"s2f-edge": __version__, **versions()}}
+
+
+def kept(out: Path, report: JSON, threads: Sequence[int], now: JSON) -> list[JSON]:
+    """The contests of an earlier run in `out` that are not measured again; `report`: the new one without its contests.
+
+    Raises InvalidArgument where they do not belong beside new ones: of another bundle, of other settings, or measured
+    elsewhere than `now` (of `surroundings`).
+    """
     if not out.exists():
         return []
     earlier = reports.read(out)
-    if (earlier["bundle"]["sha256"], earlier["settings"]["steps"]) != (identity, steps):
-        return []
-    return [contest for contest in earlier["contests"] if contest["threads"] not in threads]
+    staying = [one for one in earlier["contests"] if one["threads"] not in threads]
+    for one in staying:
+        other = [*_differences(earlier, report, ABOUT), *_differences(one, now, PLACE)]
+        other += [f"the arm {name} is gone" for name in one["arms"] if name not in report["arms"]]
+        if other:
+            raise InvalidArgument(
+                f"{out} holds a contest of {one['ended']} with {reports.threads_in_words(one)} that does not belong "
+                f"beside what is measured now: {'; '.join(other)}. Measure all again, without --threads, or name "
+                "another file."
+            )
+    return staying
+
+
+def _differences(then: JSON, now: JSON, what: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What has changed; `what`: sections, and which of their entries are looked at, all where none is named."""
+    for section, chosen in what.items():
+        old, new = then[section], now[section]
+        for name in chosen or {**old, **new}:
+            if old.get(name) != new.get(name):
+                yield f"{section} {name} was {old.get(name)}, is {new.get(name)}"
 
 
 def _now() -> str:
@@ -106,15 +135,6 @@ def _chosen(names: Sequence[str]) -> dict[str, Arm]:
     if unknown:
         raise InvalidArgument(f"There is no arm {unknown[0]!r}. Choose of {', '.join(known)}.")
     return {name: arm for name, arm in known.items() if not names or name in names}
-
-
-def _version(package: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _tell(what: str) -> None:

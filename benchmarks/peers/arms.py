@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 from benchmarks.peers.task import Peer, Task
 
 REFERENCE = "ours cpu"
 """The float32 portraits that quality is told against."""
+OWN = {"cpu": "fp32", "cuda": "fp32"}
+"""The precision of ours by device, where it is that of the shipped graphs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """`what`: a sentence for the table; `needs`: packages by the names they are imported by; `steps`: where not the
-    task's; `random`: its weights are not the bundle's."""
+    """`what`: a sentence for the table; `needs`: packages by the names they are imported by; `precision`: "fp32" or
+    "bf16", empty where the arm itself tells once it is prepared; `device`: the runtime's, for ours; `steps`: where not
+    the task's; `random`: its weights are not the bundle's."""
 
     what: str
     make: Callable[[Task], Peer]
     needs: tuple[str, ...]
+    precision: str = ""
+    device: str = ""
     steps: int | None = None
     random: bool = False
 
@@ -31,7 +35,17 @@ def _ours(device: str) -> Arm:
 
         return Ours(task, device)
 
-    return Arm(f'runtime.load(device="{device}")', make, ())
+    return Arm(f'runtime.load(device="{device}")', make, (), precision=OWN.get(device, ""), device=device)
+
+
+def _ours_on_openvino(precision: str) -> Arm:
+    def make(task: Task) -> Peer:
+        from benchmarks.peers.ours import OursOnOpenVino
+
+        return OursOnOpenVino(task, precision)
+
+    what = "the runtime's executor, Settings(precision), which load takes from s2f prepare"
+    return Arm(what, make, (), precision=precision, device="openvino")
 
 
 def _torch(kind: str, *, compiled: bool) -> Arm:
@@ -43,7 +57,8 @@ def _torch(kind: str, *, compiled: bool) -> Arm:
         return TorchArm(task, getattr(torch, kind), compiled=compiled)
 
     way = "torch.compile, frozen" if compiled else "torch eager"
-    return Arm(f"{way}, {kind}, channels last, same graphs and steps", make, ("torch", "diffusers", "onnx"))
+    what, precision = f"{way}, {kind}, channels last, same graphs and steps", "fp32" if kind == "float32" else "bf16"
+    return Arm(what, make, ("torch", "diffusers", "onnx"), precision)
 
 
 def _diffusers(steps: int, *, guided: bool) -> Arm:
@@ -54,17 +69,25 @@ def _diffusers(steps: int, *, guided: bool) -> Arm:
 
     guidance = "guidance in two forwards" if guided else "no guidance"
     what = f"diffusers pipeline, torch eager float32, DPM-Solver++, {guidance}, larger decoder"
-    return Arm(what, make, ("torch", "diffusers"), steps, random=True)
+    return Arm(what, make, ("torch", "diffusers"), "fp32", steps=steps, random=True)
 
 
-def _by_hand(what: str, opener: str, argument: str | None, package: str, *, exact: bool) -> Arm:
+def _naive_onnxruntime() -> Arm:
     def make(task: Task) -> Peer:
-        from benchmarks.peers import by_hand
+        from benchmarks.peers.by_hand import ByHand, naive_onnxruntime
 
-        found: Any = getattr(by_hand, opener)
-        return by_hand.ByHand(task, found if argument is None else found(argument), exact=exact)
+        return ByHand(task, naive_onnxruntime, exact=True)
 
-    return Arm(what, make, (package,))
+    return Arm("three sessions with default options, loop in numpy", make, ("onnxruntime",), "fp32")
+
+
+def _openvino(precision: str) -> Arm:
+    def make(task: Task) -> Peer:
+        from benchmarks.peers.by_hand import ByHand, openvino
+
+        return ByHand(task, openvino(precision), exact=precision == "fp32")
+
+    return Arm("the same ONNX, batch 1, latency hint, loop in numpy", make, ("openvino",), precision)
 
 
 def arms() -> dict[str, Arm]:
@@ -73,15 +96,10 @@ def arms() -> dict[str, Arm]:
 
     return {
         **{f"ours {device}": _ours(device) for device in DEVICES},
-        "onnxruntime naive": _by_hand(
-            "three sessions with default options, loop in numpy", "naive_onnxruntime", None, "onnxruntime", exact=True
-        ),
-        "openvino f32 by hand": _by_hand(
-            "the same ONNX, batch 1, latency hint, float32", "openvino", "f32", "openvino", exact=True
-        ),
-        "openvino bf16 by hand": _by_hand(
-            "the same ONNX, batch 1, latency hint, bfloat16", "openvino", "bf16", "openvino", exact=False
-        ),
+        "ours openvino fp32": _ours_on_openvino("fp32"),
+        "onnxruntime naive": _naive_onnxruntime(),
+        "openvino fp32 by hand": _openvino("fp32"),
+        "openvino bf16 by hand": _openvino("bf16"),
         "torch eager fp32": _torch("float32", compiled=False),
         "torch eager bf16": _torch("bfloat16", compiled=False),
         "torch compile fp32": _torch("float32", compiled=True),
@@ -92,16 +110,15 @@ def arms() -> dict[str, Arm]:
     }
 
 
-def missing(name: str, arm: Arm) -> str:
+def missing(arm: Arm) -> str:
     """Why an arm cannot run here, empty if nothing is known to stand against it."""
     for package in arm.needs:
         if importlib.util.find_spec(package) is None:
             return f"the package {package} is not installed"
-    if name.startswith("ours "):
+    if arm.device:
         from runtime.backends import available
 
-        device = name.removeprefix("ours ")
-        state = {found.name: found for found in available()}.get(device)
+        state = {found.name: found for found in available()}.get(arm.device)
         if state is None or not state.usable:
-            return state.reason if state else f"the runtime has no device {device}"
+            return state.reason if state else f"the runtime has no device {arm.device}"
     return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,10 +81,16 @@ def naive_onnxruntime(task: Task, stage: str) -> Run:
 
 
 def openvino(precision: str) -> Callable[[Task, str], Run]:
-    """The graph at batch 1, compiled for latency in `precision` ("f32", "bf16"); inputs are not copied."""
+    """The graph at batch 1, compiled for latency in `precision` ("fp32", "bf16"); inputs are not copied."""
 
     def open_stage(task: Task, stage: str) -> Run:
-        request = openvino_request(task, stage, precision)
+        core = openvino_package().Core()
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32")}
+        if task.threads is not None:
+            hints["INFERENCE_NUM_THREADS"] = str(task.threads)
+        request = core.compile_model(
+            openvino_model(core, task.bundle.files[stage]), "CPU", hints
+        ).create_infer_request()
         names = [tensor.any_name for tensor in request.model_outputs]
 
         def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -97,12 +102,8 @@ def openvino(precision: str) -> Callable[[Task, str], Run]:
     return open_stage
 
 
-def openvino_request(task: Task, stage: str, precision: str, extra: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """What runs a stage of the task's bundle in OpenVINO; `extra`: further properties."""
-    core = openvino_package().Core()
-    model = core.read_model(task.bundle.files[stage])
+def openvino_model(core: Any, data: bytes) -> Any:
+    """A graph of a bundle at batch 1, not yet compiled."""
+    model = core.read_model(data)
     model.reshape({t.any_name: [1 if dim.is_dynamic else dim for dim in t.partial_shape] for t in model.inputs})
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, **extra}
-    if task.threads is not None:
-        hints["INFERENCE_NUM_THREADS"] = str(task.threads)
-    return core.compile_model(model, "CPU", hints).create_infer_request()
+    return model

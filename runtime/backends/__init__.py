@@ -55,7 +55,7 @@ def select(device: str = "auto", manifest: Manifest | None = None) -> str:
             f"Unknown device {str(device)[:40]!r}. Choose one of {known}; `s2f doctor` says which work."
         )
     for name in PREFERENCE[:-1]:
-        if is_preferred(name, manifest) and _probe(name).usable:
+        if _can_be_here(name) and is_preferred(name, manifest) and _probe(name).usable:
             return name
     _require(PREFERENCE[-1])
     return PREFERENCE[-1]
@@ -135,6 +135,13 @@ def _require(device: str) -> None:
         from . import ort
 
         ort.require(device)
+
+
+def _can_be_here(device: str) -> bool:
+    """False where that is plain without importing a package, which would stay in the process of another device."""
+    from . import ort
+
+    return device != "cuda" or ort.can_have_cuda()
 
 
 def _probe(device: str) -> Device:

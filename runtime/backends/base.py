@@ -76,13 +76,17 @@ class Session(abc.ABC):
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         settings: Settings,
+        *,
+        source: str = "",
     ) -> None:
         """Open ONNX `data` and compare its tensors with those the manifest lists.
+
+        `source`: the sha256 of `data`, if it was verified; what was prepared of it is looked for under that.
 
         Raises BackendFailed where the backend refuses the graph, BundleInvalid where the tensors differ, and the
         errors of the device (DeviceUnavailable, BackendMissing).
         """
-        self.stage = stage
+        self.stage, self.source = stage, source
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
         self._closed = False

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import io
 import logging
@@ -28,7 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..bundle import Manifest, TensorSpec
+from ..bundle import Manifest, TensorSpec, sha256_hex
 from ..cache import Cache, Refused
 from ..comparison import Comparison, read_comparison
 from ..engines import ENGINES
@@ -60,10 +59,11 @@ class OpenVinoSession(Session):
     backend: ClassVar[str] = NAME
 
     def _open(self, data: bytes, settings: Settings) -> None:
-        chosen = dataclasses.replace(
-            settings, precision=precision_here() if settings.precision == "auto" else settings.precision
+        precision = precision_here() if settings.precision == "auto" else settings.precision
+        chosen = dataclasses.replace(settings, precision=precision)
+        compiled = _kept(self.source or sha256_hex(data), chosen) or compile_graph(
+            data, chosen, f"the {self.stage} graph"
         )
-        compiled = _kept(data, chosen) or compile_graph(data, chosen, f"the {self.stage} graph")
         self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
 
@@ -232,15 +232,15 @@ def keep(data: bytes, settings: Settings, cache: Cache, what: str) -> int:
     with translated(f"OpenVINO cannot export {what}"):
         exported = compiled.export_model()
     content: bytes = exported.getvalue() if isinstance(exported, io.BytesIO) else exported
-    cache.write(ENGINES, _key(data, settings), content)
+    cache.write(ENGINES, _key(sha256_hex(data), settings), content)
     return len(content)
 
 
-def _kept(data: bytes, settings: Settings) -> Any:
-    """The compiled graph in the cache; None where there is none, or, with a warning, none that is to be used."""
+def _kept(source: str, settings: Settings) -> Any:
+    """The compiled graph in the cache, by its ONNX' sha256; None where none is, or, with a warning, none to use."""
     library = package()
     try:
-        content = Cache.default().read(ENGINES, _key(data, settings))
+        content = Cache.default().read(ENGINES, _key(source, settings))
         if content is None:
             return None
         with translated("OpenVINO does not take what was compiled"):
@@ -250,14 +250,14 @@ def _kept(data: bytes, settings: Settings) -> Any:
         return None
 
 
-def _key(data: bytes, settings: Settings) -> dict[str, Any]:
+def _key(source: str, settings: Settings) -> dict[str, Any]:
     """The cache key of a compiled graph. The number of threads is part of what was compiled."""
     return {
         "recipe": RECIPE,
         "backend": f"{NAME} {package().__version__}",
         "cpu": cpu_model(),
         "flags": cpu_flags(),
-        "source": hashlib.sha256(data).hexdigest(),
+        "source": source,
         "precision": settings.precision,
         "threads": settings.threads,
     }

@@ -5,7 +5,8 @@ threads, one works at a time, and a worker without work polls for `SPIN_MICROSEC
 when its call returns. Four steps end to end in ms, graphs with random weights, two cores (quiet / with one busy
 neighbour / CPU time burnt after the call): as here 47 / 100 / 0; no polling 49 / 93 / 0; polling until the call returns
 47 / 176 / 0; the library's default 109 / 265 / 45. Its process-wide pool reaches 47 / 175 / 37, but must be made before
-the host's first session: not for a library to decide.
+the host's first session: not for a library to decide. Polling for less (5 or 10 µs, or not at all) costs 7 to 28 % on
+a quiet machine and gains next to nothing beside neighbours; polling for 50 µs or more gains next to nothing when quiet.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import importlib.util
 import io
 import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from ..bundle import TensorSpec
+from ..cache import Cache, Refused
 from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, DeviceUnavailable, S2FError
+from . import ort_kept
 from .base import Device, Kept, Session, Settings, Tensor, lacks_memory
 from .libraries import missing
 
@@ -41,6 +45,10 @@ SPIN_MICROSECONDS = 20
 _SPIN_LIMIT_SINCE = (1, 27)
 """The first release known to obey the limit. Older ones poll for milliseconds, so there no worker polls at all."""
 
+_WEIGHTS_FILE = "session.optimized_model_external_initializers_file_name"
+_WEIGHTS_LEAST = "session.optimized_model_external_initializers_min_size_in_bytes"
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 _TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(uint8)": "uint8"}
 # HEURISTIC: cuDNN's search by timing may pick another algorithm, so other bytes, in each process.
 _OPTIONS: dict[str, dict[str, str]] = {"cuda": {"cudnn_conv_algo_search": "HEURISTIC"}}
@@ -57,8 +65,20 @@ class OrtSession(Session):
     backend: ClassVar[str] = NAME
 
     def _open(self, data: bytes, settings: Settings) -> None:
-        self._session = open_session(data, settings, f"the {self.stage} graph")
+        what = f"the {self.stage} graph"
+        self._session = self._kept(settings, what) or open_session(data, settings, what)
         self._memory = MEMORIES.get(settings.device)
+
+    def _kept(self, settings: Settings, what: str) -> Any:
+        """The session of the graph that `s2f prepare` has kept; None where none is, or, with a warning, none to use."""
+        if settings.device != "cpu" or not self.source:
+            return None
+        try:
+            found = ort_kept.read(Cache.default(), self.source, str(package("cpu").__version__))
+            return found and open_session(found.graph, settings, what, weights=found.weights)
+        except (Refused, BackendFailed) as reason:
+            logger.warning("the graph is optimised again: %s", reason)
+            return None
 
     def _specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         return [_spec(node) for node in self._session.get_inputs()], [_spec(n) for n in self._session.get_outputs()]
@@ -104,6 +124,21 @@ def require(device: str) -> None:
         )
 
 
+def can_have_cuda() -> bool:
+    """False where the files of the package say that it has no CUDA provider, which is a library of its own. Imports
+    nothing: 17 MiB less in a process that draws with OpenVINO.
+    """
+    if NAME in sys.modules:
+        return True
+    spec = importlib.util.find_spec(NAME)
+    if spec is None or not spec.origin:
+        return spec is not None
+    names = {path.name for path in (Path(spec.origin).parent / "capi").glob("*onnxruntime_providers_*")}
+    # Wheels have the first beside the second; where it lies elsewhere, so may the second.
+    known = {"libonnxruntime_providers_shared.so", "onnxruntime_providers_shared.dll"} & names
+    return not known or any("providers_cuda." in name for name in names)
+
+
 def probe(device: str) -> Device:
     """Whether a graph opens on `device` here; never raises for what is missing."""
     try:
@@ -124,8 +159,38 @@ def version() -> str | None:
         return None
 
 
-def open_session(data: bytes, settings: Settings, what: str, extra: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """An InferenceSession on exactly the device asked for; `extra`: further options of the provider.
+def keep(data: bytes, source: str, cache: Cache, what: str) -> int:
+    """Put a graph into the cache as it is optimised for the CPU here; returns its bytes. `source`: its sha256.
+
+    Raises BackendFailed, DeviceOutOfMemory, BackendMissing, OutputUnwritable.
+    """
+    import tempfile  # which loads a dozen modules that a call does not need
+
+    ort = package("cpu")
+    version = str(ort.__version__)
+    broken = translated(f"ONNX Runtime {version} cannot optimise {what}")
+    with broken, tempfile.TemporaryDirectory(prefix="s2f-") as folder:
+        graph = Path(folder, "graph.onnx")
+        weights = Path(folder, ort_kept.weights_name(cache, source, version))
+        options = _options(ort, Settings("cpu", 1))
+        options.optimized_model_filepath = str(graph)
+        options.add_session_config_entry(_WEIGHTS_FILE, weights.name)
+        options.add_session_config_entry(_WEIGHTS_LEAST, "1024")
+        ort.InferenceSession(data, options, providers=[PROVIDERS["cpu"]])
+        # A graph of few weights has them all inside, and no file.
+        parts = graph.read_bytes(), weights.read_bytes() if weights.exists() else b""
+    return ort_kept.write(cache, source, version, *parts)
+
+
+def open_session(
+    data: bytes,
+    settings: Settings,
+    what: str,
+    extra: Mapping[str, str] = MappingProxyType({}),
+    weights: Path | None = None,
+) -> Any:
+    """An InferenceSession on exactly the device asked for; `extra`: further options of the provider. `weights`: the
+    folder of the weights of a graph that is optimised.
 
     Raises BackendFailed, DeviceUnavailable, DeviceOutOfMemory, BackendMissing.
     """
@@ -135,7 +200,7 @@ def open_session(data: bytes, settings: Settings, what: str, extra: Mapping[str,
         _preload(ort)
     providers = [(wanted, {**_OPTIONS.get(settings.device, {}), **extra})]
     with translated(f"ONNX Runtime {ort.__version__} cannot open {what}"):
-        session = ort.InferenceSession(data, _options(ort, settings), providers=providers)
+        session = ort.InferenceSession(data, _options(ort, settings, weights), providers=providers)
         session.disable_fallback()
     # ONNX Runtime only logs when a provider does not start, and carries on with the CPU.
     if session.get_providers()[:1] != [wanted]:
@@ -155,7 +220,7 @@ def _why_not(ort: Any) -> str:
     return "no usable device or driver. Run: nvidia-smi, and compare the driver's CUDA with that of onnxruntime-gpu"
 
 
-def _options(ort: Any, settings: Settings) -> Any:
+def _options(ort: Any, settings: Settings, weights: Path | None = None) -> Any:
     options = ort.SessionOptions()
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -163,6 +228,9 @@ def _options(ort: Any, settings: Settings) -> Any:
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
     options.log_severity_level = 4  # what fails is raised; a library does not write to the host's stderr
+    if weights is not None:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights))
     for key, value in _spinning(ort.__version__).items():
         options.add_session_config_entry(key, value)
     return options

@@ -171,9 +171,10 @@ class Handle:
             self._check_open()
             self._open = False
             children = list(self._children)
+        closed = self.target if self.parent else None  # one that is still being opened has none yet
         try:
-            if self.parent and self.target is not None:
-                self.target.close()  # a stream gives up what is drawn, and calls in progress end with that
+            if closed is not None:
+                closed.close()  # a stream gives up what is drawn, and calls in progress end with that
             for child in children:
                 with contextlib.suppress(Closed):
                     child._end()
@@ -181,12 +182,12 @@ class Handle:
                 self._condition.wait_for(lambda: self._users == 0 and not self._children)
         finally:
             self._table.discard(self.number)
-            self._give_back()
+            self._give_back(closed)
 
-    def _give_back(self) -> None:
+    def _give_back(self, closed: Any) -> None:
         _here.inside.append(self)
         try:
-            if self.target is not None:
+            if self.target is not closed:
                 self.target.close()
             if self.messages:
                 self.messages.tell()
