@@ -21,6 +21,7 @@ RESPECT = (
     "nobody and is not for surveillance."
 )
 NEEDED = ("onnx", "onnxruntime", "safetensors", "matplotlib", "tqdm")
+STORES = ("as-is", "int8")
 FAMILIES = ("int8-x86", "int8-tensorrt")
 METHODS = ("auto", "minmax", "percentile", "entropy")
 INTERRUPTED = 130
@@ -42,13 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("s2f-calibrate: interrupted; no bundle was written, the same command goes on from here\n")
         return INTERRUPTED
     sys.stdout.write(outcome.summary)
-    return GateMissed.code if outcome.missed and not arguments.force else 0
+    return GateMissed.code if outcome.left_out else 0
 
 
 def _run(arguments: argparse.Namespace) -> Outcome:
     missing = [name for name in NEEDED if util.find_spec(name) is None]
     if missing:
         raise BackendMissing(f'Calibration needs {", ".join(missing)}. Run: pip install "s2f-edge[calibrate]"')
+    from calibration.calibrate import Options
     from calibration.run import Job, run
 
     families = tuple(dict.fromkeys(arguments.family or FAMILIES))
@@ -57,24 +59,26 @@ def _run(arguments: argparse.Namespace) -> Outcome:
             raise InvalidArgument(f"{name} is {value}; give {least} or more")
     if arguments.seed < 0:
         raise InvalidArgument(f"--seed is {arguments.seed}; give 0 or more")
-    return run(
-        Job(
-            bundle=arguments.bundle or shipped_bundle(),
-            data=arguments.data,
-            check=arguments.check,
-            target=arguments.output,
-            report=arguments.report or arguments.output.parent / f"{arguments.output.name}-report",
-            families=families,
-            store=arguments.store,
-            portraits=arguments.portraits,
-            pairs=arguments.pairs,
-            seed=arguments.seed,
-            method=arguments.method,
-            also=tuple(arguments.also or ()),
-            force=arguments.force,
-        ),
-        _bar,
+    options = Options(
+        families=families,
+        portraits=arguments.portraits,
+        pairs=arguments.pairs,
+        seed=arguments.seed,
+        method=arguments.method,
+        also=tuple(arguments.also or ()),
     )
+    target = arguments.output
+    job = Job(
+        bundle=arguments.bundle or shipped_bundle(),
+        data=arguments.data,
+        check=arguments.check,
+        target=target,
+        report=arguments.report or target.parent / f"{target.name}-report",
+        store=arguments.store,
+        force=arguments.force,
+        options=options,
+    )
+    return run(job, _bar)
 
 
 def _bar(items: Iterable[Any], what: str) -> Iterator[Any]:

@@ -15,7 +15,6 @@ from export.writer import write_bundle
 from runtime.bundle import STAGES, Bundle, FileRef, Variant, sha256_hex
 from runtime.variants import multiplies_int8
 
-STORES = ("as it is", "int8")
 HEADING = "## Eight bits"
 
 
@@ -57,7 +56,7 @@ def publish(bundle: Bundle, results: Iterable[Result], target: Path, *, note: st
         refs = {stage: FileRef(names[stage], sha256_hex(data), len(data)) for stage, data in result.graphs.items()}
         files |= {names[stage]: data for stage, data in result.graphs.items()}
         quality = result.quality
-        psnr, cosine = (float(value) if quality.pairs else 0.0 for value in (quality.psnr_mean, quality.cosine_mean))
+        psnr, cosine = (float(values.mean()) if quality.pairs else 0.0 for values in (quality.psnr, quality.cosine))
         variants[result.family] = Variant(refs, gate_word(result), quality.pairs, round(psnr, 2), round(cosine, 5))
     card = _card(bundle.model_card.decode(), note).encode()
     name = bundle.manifest.model_card.file

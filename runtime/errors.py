@@ -159,6 +159,12 @@ class ParityFailed(S2FError):
     code = 70
 
 
+class GateMissed(S2FError):
+    """A quantised variant changes the portraits by more than the gate of calibration allows."""
+
+    code = 71
+
+
 class Closed(S2FError):
     """A pipeline or stream was used after it had been closed."""
 
@@ -213,6 +219,7 @@ ALL_ERRORS: tuple[type[S2FError], ...] = (
     CheckpointInvalid,
     TrainingDiverged,
     ParityFailed,
+    GateMissed,
     Closed,
     Cancelled,
     TimedOut,

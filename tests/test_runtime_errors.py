@@ -35,6 +35,7 @@ EXPECTED = {
     "TimedOut": 82,
     "Slower": 90,
     "NotJudged": 91,
+    "GateMissed": 71,
 }
 
 
