@@ -22,7 +22,8 @@ from runtime.backends.ort import open_session
 from runtime.errors import CheckpointInvalid
 
 SHIPPED = Path(__file__).resolve().parent.parent / "training" / "evaluate" / "judge.safetensors"
-FORMAT = "s2f-judge/1"
+FORMAT = "s2f-judge/2"
+SCALE = ".scale"  # ends the name of what a kernel in eight bits is to be multiplied with
 SIZE = 128  # pixels; portraits of other sizes are resized
 PATCH = 4
 BLOCKS = 4  # of which the first keeps the size
@@ -71,7 +72,10 @@ class Judge:
             raise CheckpointInvalid(f"{path} is not a {FORMAT} file; give one written by `s2f-train judge`")
         try:
             names = json.loads(metadata["attributes"])
-            weights = {name.removeprefix("network."): value for name, value in tensors.items()}
+            weights = {
+                name.removeprefix("network."): value * tensors[name + SCALE] if name + SCALE in tensors else value
+                for name, value in tensors.items()
+            }
             return cls(weights, names, tensors["mean"], tensors["std"])
         except (KeyError, ValueError) as error:
             raise CheckpointInvalid(f"The judge {path} is not complete: {error}. Train it again") from error

@@ -28,7 +28,8 @@ from training.checkpoint import Origin, restore, write_tensors
 from training.corpus.table import SHARE_COLUMNS, Identity, to_row
 
 NAME = "s2f-judge-1"
-FORMAT = "s2f-judge/1"
+FORMAT = "s2f-judge/2"
+SCALE = ".scale"  # ends the name of what a kernel in eight bits is to be multiplied with
 SIZE = 128  # pixels; other sizes are resized
 FEATURES = 128
 CHUNK = 64
@@ -149,9 +150,12 @@ def attributes_of(identities: Sequence[Identity]) -> tuple[tuple[str, ...], NDAr
 
 
 def save_judge(path: Path, judge: Judge) -> None:
-    """One safetensors file, weights in float16; OutputUnwritable says why not."""
+    """One safetensors file, kernels in eight bits per channel, the rest in float16; OutputUnwritable says why not."""
     tensors = {f"network.{name}": value for name, value in judge.network.state_dict().items()}
-    halved = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    stored = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if value.ndim > 1:
+            stored[name], stored[name + SCALE] = _eight_bits(value)
     metadata = {
         "format": FORMAT,
         "name": NAME,
@@ -160,7 +164,14 @@ def save_judge(path: Path, judge: Judge) -> None:
         "training": json.dumps(judge.training),
         "accuracy": json.dumps(judge.accuracy),
     }
-    write_tensors(path, {**halved, "mean": judge.mean, "std": judge.std}, metadata)
+    write_tensors(path, {**stored, "mean": judge.mean, "std": judge.std}, metadata)
+
+
+def _eight_bits(value: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 −127…127 and float32 scales, one per row of the first axis."""
+    scale = value.abs().flatten(1).amax(dim=1).clamp(min=1e-12) / 127
+    scale = scale.reshape(-1, *[1] * (value.ndim - 1)).float()
+    return (value / scale).round().to(torch.int8), scale
 
 
 def shipped_judge() -> Path:
@@ -192,6 +203,8 @@ def load_judge(path: Path | None = None) -> Judge:
         raise CheckpointInvalid(f"judge {path} has broken metadata ({error}); train it again") from error
     if mean.shape != (1 + len(names),) or std.shape != mean.shape:
         raise CheckpointInvalid(f"judge {path} has {len(mean)} scales for {len(names)} attributes; train it again")
-    weights = {name.removeprefix("network."): v.float() if v.is_floating_point() else v for name, v in tensors.items()}
+    scales = {name.removesuffix(SCALE): tensors.pop(name) for name in list(tensors) if name.endswith(SCALE)}
+    scaled = {name: value.float() * scales[name] if name in scales else value for name, value in tensors.items()}
+    weights = {name.removeprefix("network."): v.float() if v.is_floating_point() else v for name, v in scaled.items()}
     network = restore(JudgeNetwork(len(names)), weights, "judge")
     return Judge(cast("JudgeNetwork", network), names, mean, std, origin, training, accuracy)
