@@ -76,6 +76,7 @@ def _run(arguments: argparse.Namespace) -> Outcome:
         report=arguments.report or target.parent / f"{target.name}-report",
         store=arguments.store,
         force=arguments.force,
+        keep_missed=arguments.keep_missed,
         options=options,
     )
     return run(job, _bar)
@@ -119,7 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--portraits", type=int, default=128, metavar="N", help="portraits to observe (default: %(default)s)")
     add("--pairs", type=int, default=256, metavar="N", help="voice and seed pairs of the gate (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of noise and spoilt recordings (default: %(default)s)")
-    add("--force", action="store_true", help="go on with few recordings, write variants that miss the gate, replace -o")
+    add("--force", action="store_true", help="go on with fewer than 32 recordings, and replace -o if it is a bundle")
+    add(
+        "--keep-missed",
+        action="store_true",
+        help="write variants that miss the gate too, marked so; auto passes them over",
+    )
     add("-v", "--verbose", action="store_true", help="also say what is chosen and left out")
     return parser
 

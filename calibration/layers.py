@@ -18,7 +18,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from export import fuse, simplify
 from runtime.bundle import STAGES, Bundle
-from runtime.errors import BundleInvalid
+from runtime.errors import BundleInvalid, InvalidArgument
 
 OPERATORS = ("Conv", "Gemm", "MatMul")
 SMALL = 2048  # elements: a smaller weight saves neither time nor room
@@ -115,6 +115,14 @@ def split_concats(model: ModelProto, layers: Sequence[Layer]) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     simplify.remove_unused(model)
+
+
+def check_also(bundle: Bundle, also: Sequence[str]) -> None:
+    """Raise InvalidArgument for a part of a name that no layer of the bundle has, BundleInvalid for a bad graph."""
+    names = [layer.name for stage, model in float_graphs(bundle).items() for layer in layers_of(model, stage)]
+    for part in also:
+        if not any(part in name for name in names):
+            raise InvalidArgument(f"--also is {part!r:.40}, but no layer has that in its name; a report lists them all")
 
 
 def channel_axis(node: NodeProto, rank: int) -> int:

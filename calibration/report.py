@@ -253,7 +253,11 @@ def _steps_plot(found: Calibration) -> bytes:
                 marker="o",
                 label=f"{result.family}, {name}" if style == ":" else name,
             )
-    axes.set(xlabel="step", ylabel="error / way from the noise", yscale="log")
+    axes.set(
+        xlabel="step",
+        ylabel="error / way from the noise",
+        yscale="log" if any(one.quality.step_errors.any() for one in found.results) else "linear",
+    )
     axes.set_xticks(steps)
     axes.legend(fontsize=7)
     return _png(figure)

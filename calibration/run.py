@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from calibration.calibrate import Bar, Calibration, Options, Result, calibrate, command_key, split
+from calibration.layers import check_also
 from calibration.notebook import Notebook
 from calibration.publish import gate_word, publish, sizes, stored_small
 from calibration.report import Told, write_report
@@ -44,6 +45,7 @@ class Job:
     report: Path
     store: str
     force: bool
+    keep_missed: bool
     options: Options
 
 
@@ -64,12 +66,13 @@ def run(job: Job, bar: Bar[Any]) -> Outcome:
     bundle = read_bundle(job.bundle)
     if bundle.manifest.variants:
         bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, variants={}))
+    check_also(bundle, job.options.also)
     small = stored_small(bundle) if job.store == "int8" else bundle
     heard, held = _clips(job)
     key = {**command_key(bundle, heard, held, job.options), "store": job.store}
     notebook = Notebook(job.target, key)
     found = calibrate(small, bundle, heard, held, job.options, notebook=notebook, bar=bar)
-    told = [one for one in found.results if job.force or gate_word(one) != "missed"]
+    told = [one for one in found.results if job.keep_missed or gate_word(one) != "missed"]
     if told:
         publish(small, told, job.target, note=_note(found, told, heard), force=job.force)
     latency = measure(job.target) if told else {}
@@ -78,7 +81,9 @@ def run(job: Job, bar: Bar[Any]) -> Outcome:
     lines = [f"{one.family}: {_verdict(one, one in told)}" for one in found.results]
     if not told:
         problem = "No variant keeps the portraits, so no bundle was written. "
-        raise GateMissed(f"{problem}{'; '.join(lines)}. See {job.report / 'report.md'}; --force writes it all the same")
+        raise GateMissed(
+            f"{problem}{'; '.join(lines)}. See {job.report / 'report.md'}; --keep-missed writes it all the same"
+        )
     shown = "\n".join([*lines, f"{job.target}: written; {job.report / 'report.md'} says how it was judged"])
     return Outcome(f"{shown}\n", len(told) < len(found.results))
 
