@@ -8,9 +8,11 @@ clean latents alone, would not hold for the other.
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from onnx import ModelProto, helper
 from runtime.errors import BackendFailed
 
 BINS = 2048  # over −2^exponent … 2^exponent
+WIDEST = 126  # exponent up to which float32 holds the distance between the outer edges
 Floats = NDArray[np.float32]
 
 
@@ -51,7 +54,7 @@ class Observed:
         self.steps[row] = min(low, before[0]), max(high, before[1])
         self.shape = values.shape
         largest = max(abs(low), abs(high))
-        while largest > 2.0**self.exponent:  # two bins become one, so that what was counted stays exact
+        while largest >= 2.0**self.exponent:  # two bins become one, so that what was counted stays exact
             halves = self.counts.reshape(-1, 2).sum(axis=1)
             self.counts = np.zeros(BINS, np.int64)
             self.counts[BINS // 4 : BINS // 4 + BINS // 2] = halves
@@ -59,7 +62,8 @@ class Observed:
             if not halves.any():
                 self.exponent = max(self.exponent, int(np.ceil(np.log2(largest))))
         border = 2.0**self.exponent
-        self.counts += np.histogram(values, BINS, (-border, border))[0]
+        wide = values.astype(np.float64) if self.exponent > WIDEST else values
+        self.counts += np.histogram(wide, BINS, (-border, border))[0]
 
     def add_columns(self, values: Floats) -> None:
         """Take in the magnitudes along the last axis."""
@@ -105,16 +109,25 @@ class Activations:
         return buffer.getvalue()
 
     def restore(self, data: bytes) -> None:
-        """Go on from what `to_bytes` gave for the same tensors. Raises ValueError, KeyError or OSError if it cannot."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            for stage, tensors in self.tensors.items():
-                for index, one in enumerate(tensors.values()):
-                    key = f"{stage}/{index}"
-                    one.counts, one.exponent = arrays[f"{key}/counts"], int(arrays[f"{key}/exponent"])
-                    one.steps = {int(row): (low, high) for row, low, high in arrays[f"{key}/steps"].tolist()}
-                    one.shape = tuple(arrays[f"{key}/shape"].tolist())
-                    one.columns = arrays.get(f"{key}/columns")
-            self.done = int(arrays["done"])
+        """Go on from what `to_bytes` gave for the same tensors. Raises ValueError and changes nothing if it cannot."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                tensors = {
+                    stage: {name: _observed(arrays, f"{stage}/{index}") for index, name in enumerate(names)}
+                    for stage, names in self.tensors.items()
+                }
+                done = int(arrays["done"])
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
+            raise ValueError(f"What was observed cannot be read back ({type(error).__name__})") from error
+        self.tensors, self.done = tensors, done
+
+
+def _observed(arrays: Mapping[str, NDArray[Any]], key: str) -> Observed:
+    """One tensor out of what `Activations.to_bytes` made."""
+    steps = {int(row): (low, high) for row, low, high in arrays[f"{key}/steps"].tolist()}
+    shape = tuple(arrays[f"{key}/shape"].tolist())
+    counts, exponent = arrays[f"{key}/counts"], int(arrays[f"{key}/exponent"])
+    return Observed(steps, counts, exponent, arrays.get(f"{key}/columns"), shape)
 
 
 def observable(model: ModelProto, names: Iterable[str]) -> ModelProto:

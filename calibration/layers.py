@@ -72,11 +72,7 @@ def float_graph(data: bytes, stage: str, also: Sequence[str] = ()) -> ModelProto
         raise BundleInvalid(f"The {stage} graph is quantised already. Calibrate the bundle it was made from.")
     fuse.widen_weights(model)
     fuse.fuse_into_convolutions(model)
-    taken: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.op_type}_{index}"
-        taken.add(node.name)
+    _name_nodes(model)
     split_concats(model, [layer for layer in layers_of(model, stage, also) if not layer.keep])
     return model
 
@@ -145,6 +141,18 @@ def weight_of(model: ModelProto, name: str) -> NDArray[np.float32]:
     return next(
         numpy_helper.to_array(tensor).astype(np.float32) for tensor in model.graph.initializer if tensor.name == name
     )
+
+
+def _name_nodes(model: ModelProto) -> None:
+    """A name of its own for every node; those that have one keep it."""
+    given = {node.name for node in model.graph.node}
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.op_type}_{index}"
+            while node.name in given | taken:
+                node.name += "_"
+        taken.add(node.name)
 
 
 def _halves(model: ModelProto, node: NodeProto, sides: list[str], makers: Mapping[str, NodeProto]) -> list[NodeProto]:

@@ -70,8 +70,7 @@ def _for_x86(model: ModelProto, taken: Sequence[NodeProto], ranges: Mapping[str,
     relus = [node for node in model.graph.node if node.op_type == "Relu" and node.input[0] in results]
     names = [node.name for node in (*taken, *sums, *relus)]
     spans = TensorsData(
-        CalibrationMethod.MinMax,
-        {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items() if _spans((low, high))},
+        CalibrationMethod.MinMax, {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     )
     kinds = sorted({node.op_type for node in (*taken, *sums, *relus)})
     options = {"ActivationSymmetric": False, "WeightSymmetric": True}
@@ -89,20 +88,20 @@ def _for_tensorrt(model: ModelProto, taken: Sequence[NodeProto], ranges: Mapping
     results = {node.output[0] for node in taken}
     before: dict[str, list[NodeProto]] = {}
     made: dict[str, str] = {}
-    for node in taken:
-        name = node.input[0]
-        if name not in made:
-            made[name] = _pair(model, name, ranges[name], before.setdefault(node.output[0], []))
-        node.input[0] = made[name]
-        before.setdefault(node.output[0], []).append(_weight(model, node))
-    for node in residual_sums(model.graph.node, taken, known):
-        side = 0 if node.input[1] in results else 1
-        name = node.input[side]
-        if name in results or not _spans(ranges.get(name)):
+    sums = {node.output[0] for node in residual_sums(model.graph.node, taken, known)}
+    for node in model.graph.node:  # in its order, so that a pair stands before all that read it
+        if node.output[0] not in results | sums:
             continue
+        side = 1 if node.output[0] in sums and node.input[1] not in results else 0
+        name = node.input[side]
+        if node.output[0] in sums and (name in results or not _spans(ranges.get(name))):
+            continue
+        ahead = before.setdefault(node.output[0], [])
         if name not in made:
-            made[name] = _pair(model, name, ranges[name], before.setdefault(node.output[0], []))
+            made[name] = _pair(model, name, ranges[name], ahead)
         node.input[side] = made[name]
+        if node.output[0] in results:
+            ahead.append(_weight(model, node))
     nodes = [one for node in model.graph.node for one in (*before.get(node.output[0], []), node)]
     del model.graph.node[:]
     model.graph.node.extend(nodes)

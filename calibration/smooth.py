@@ -21,7 +21,10 @@ Floats = NDArray[np.float32]
 
 
 def smoothable(model: ModelProto, layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """The outputs of layer norms that only layers to be quantised read, each with those layers, by name."""
+    """The outputs of layer norms that only layers to be quantised read, each with those layers, by name.
+
+    A norm stays as it is where one of their weights is read by something else too.
+    """
     known = {tensor.name for tensor in model.graph.initializer}
     readers: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
@@ -36,7 +39,8 @@ def smoothable(model: ModelProto, layers: Sequence[Layer]) -> dict[str, list[Lay
         name = node.output[0]
         own = [by_name.get(reader.name) for reader in readers.get(name, [])]
         linears = [layer for layer in own if layer is not None]
-        if own and len(linears) == len(own) and name not in outputs:
+        shared = any(by_name.get(reader.name) not in linears for one in linears for reader in readers[one.weight])
+        if own and len(linears) == len(own) and name not in outputs and not shared:
             found[name] = linears
     return found
 

@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 Array = NDArray[np.generic]
 Model = ModelProto
 MAX_FOLDED = 1 << 16  # elements; a larger result would trade file size for little time
+NOTHING = 1e-30  # a channel of weights no larger is zero: its scale would be a denormal or zero itself
 NEVER_FOLDED = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike"}
 NEVER_FOLDED |= {"QuantizeLinear", "DequantizeLinear"}  # a weight in eight bits is to stay one
 BATCHED = {"Expand", "Tile", "ConstantOfShape"}  # of floats: would put the trace's batch into the data
@@ -79,7 +80,7 @@ def round_int8(values: Array, axis: int) -> tuple[NDArray[np.int8], NDArray[np.f
     """Integers −127…127 of the shape of `values` and a scale per index of `axis`, shaped to be multiplied with them."""
     others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
     largest = np.abs(values.astype(np.float64)).max(axis=others, keepdims=True)
-    scale = np.where(largest > 0, largest / 127.0, 1.0).astype(np.float32)
+    scale = np.where(largest > NOTHING, largest / 127.0, 1.0).astype(np.float32)
     return np.clip(np.rint(values / scale), -127, 127).astype(np.int8), scale
 
 

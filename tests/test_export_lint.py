@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 
-from export.derive import PRECISIONS, derive
+from export.derive import derive
 from export.lint import CONSTANT_INPUTS, PARSER_OPERATORS, REFUSED, lint
 from runtime.bundle import STAGES, read_bundle
 from runtime.pipeline import shipped_bundle
@@ -22,7 +22,7 @@ def bundle(request, tmp_path_factory):
     return read_bundle(write_tiny_bundle(tmp_path_factory.mktemp(request.param), arm=arm))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])  # int8 needs a variant: test_export_int8
 def test_derived_graphs_are_clean(bundle, precision):
     for stage in STAGES:
         for batch in (1, 4):
