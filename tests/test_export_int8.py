@@ -13,6 +13,7 @@ from onnx import TensorProto
 from tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 from variant_factory import write_variant
 
+from calibration.layers import layers_of, smaller_stored
 from export import fuse, simplify
 from export.derive import GRAPHS, derive
 from export.lint import lint
@@ -112,6 +113,22 @@ def test_storing_a_second_time_changes_no_byte(seed, size):
     fuse.widen_weights(model)
     simplify.store_int8(model, {"w": 0})
     assert model.SerializeToString(deterministic=True) == once
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_graph_stored_a_second_time_holds_the_same(stage):
+    found, data = [], read_bundle(shipped_bundle()).files[stage]
+    for _ in range(2):
+        model = load(data)
+        fuse.widen_weights(model)
+        simplify.store_int8(model, smaller_stored(model, layers_of(model, stage)))
+        simplify.store_float16(model, 256)
+        data = model.SerializeToString()
+        found.append(values_of(model))
+    assert sum(value.dtype == np.int8 for value in found[0].values()) > 10
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value)
 
 
 def test_weights_stored_both_ways_are_widened():
