@@ -111,7 +111,10 @@ class Bridge:
         with handle.opening():
             handle.messages = self._messages(options)
             handle.target = runtime.load(
-                self._path(bundle), device=self._text(options.device) or "auto", threads=options.threads or None
+                self._path(bundle),
+                device=self._text(options.device) or "auto",
+                threads=options.threads or None,
+                precision=self._text(options.precision) or "auto",
             )
             self._use_device(handle.target)
             number[0] = handle.admit()

@@ -97,6 +97,7 @@ typedef enum s2f_code {
     S2F_CHECKPOINT_INVALID = 62,
     S2F_TRAINING_DIVERGED = 63,
     S2F_PARITY_FAILED = 70,
+    S2F_GATE_MISSED = 71,
     S2F_CLOSED = 80,    /* the pipeline or stream was closed before, or the process is ending */
     S2F_CANCELLED = 81, /* the progress function asked for it, or the process is ending */
     S2F_TIMED_OUT = 82,
@@ -125,6 +126,8 @@ typedef struct s2f_options {
     s2f_log_fn log;     /* NULL: no messages */
     void *log_user;     /* handed to log */
     int32_t log_level;  /* the lowest level told; 0: 30, warnings and errors */
+    const char *precision; /* "fp32", "bf16", "fp16", "int8" or "auto": eight bits where the bundle has a variant that
+                            * passed its gate and the processor is made for it; NULL: auto */
 } s2f_options;
 
 /* What to draw. */

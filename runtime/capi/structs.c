@@ -14,6 +14,7 @@
 static const size_t options_ends[] = {
     END(s2f_options, struct_size), END(s2f_options, device),   END(s2f_options, threads),
     END(s2f_options, log),         END(s2f_options, log_user), END(s2f_options, log_level),
+    END(s2f_options, precision),
 };
 static const size_t request_ends[] = {
     END(s2f_request, struct_size), END(s2f_request, seed),         END(s2f_request, steps),

@@ -9,7 +9,8 @@
 static void show(void)
 {
     WHOLE(s2f_options), SHOW(s2f_options, struct_size), SHOW(s2f_options, device), SHOW(s2f_options, threads);
-    SHOW(s2f_options, log), SHOW(s2f_options, log_user), SHOW(s2f_options, log_level);
+    SHOW(s2f_options, log), SHOW(s2f_options, log_user), SHOW(s2f_options, log_level),
+    SHOW(s2f_options, precision);
     WHOLE(s2f_request), SHOW(s2f_request, struct_size), SHOW(s2f_request, seed), SHOW(s2f_request, steps);
     SHOW(s2f_request, guidance), SHOW(s2f_request, prior_weight), SHOW(s2f_request, window);
     SHOW(s2f_request, timeout_ms), SHOW(s2f_request, progress), SHOW(s2f_request, progress_user);
