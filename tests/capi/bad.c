@@ -51,6 +51,13 @@ static void bundles(const char *bundle, const char *tampered)
     options.threads = -1;
     EXPECT(S2F_INVALID_ARGUMENT, s2f_open(bundle, &options, &made));
     options.threads = 1;
+    options.precision = "fp8";
+    EXPECT(S2F_INVALID_ARGUMENT, s2f_open(bundle, &options, &made));
+    options.precision = "fp16"; /* not on a CPU */
+    EXPECT(S2F_DEVICE_UNAVAILABLE, s2f_open(bundle, &options, &made));
+    options.precision = "int8"; /* not in this bundle */
+    EXPECT(S2F_BUNDLE_INVALID, s2f_open(bundle, &options, &made));
+    options.precision = NULL;
     options.struct_size = 0;
     EXPECT(S2F_INVALID_ARGUMENT, s2f_open(bundle, &options, &made));
     options.struct_size = SIZE_MAX;
