@@ -70,7 +70,8 @@ def prepare(bundle: Bundle, tell: Tell) -> None:
             tell(f"nothing is kept, the graphs are optimised at each start: {reason}")
         else:
             tell(
-                f"ready: optimised graphs in {settings.precision}, {size / 1e6:.1f} MB in the cache, which draw the same"
+                f"ready: optimised graphs in {settings.precision}, {size / 1e6:.1f} MB in the cache, "
+                "which draw the same"
             )
         if bundle.variant is None:
             record_forms(bundle, OrtSession, settings, tell)

@@ -33,7 +33,7 @@ from calibration.activations import Activations, observable
 from calibration.layers import channel_axis, float_graph, float_graphs, layers_of, smaller_stored, split_concats
 from calibration.quantise import FAMILIES, quantise
 from calibration.smooth import smooth, smoothable
-from export import lint
+from export import fuse, lint, simplify
 from runtime.audio import load_speech
 from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, read_bundle
@@ -279,6 +279,8 @@ def test_smoothing_moves_outliers_and_changes_no_result():
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
     assert before.argmax() == 5
     assert after.max() / np.median(after) < 0.5 * before.max() / np.median(before)
+    rows = np.max([np.abs(values_of(model)[name]).max(axis=1) for name in ("w_q", "w_k")], axis=0)
+    np.testing.assert_allclose(after, rows, rtol=1e-3)  # α = 0.5 shares the difficulty in equal parts
 
 
 def test_smoothing_shared_numbers_leaves_the_other_norm():
@@ -433,6 +435,21 @@ def test_layers_that_are_not_chosen_stay(family):
     assert in_eight_bits(quantised, layers) == {"second"}
     unchanged, _ = all_quantised(model, family, x, set())
     assert operators(unchanged)["QuantizeLinear"] == 0
+    np.testing.assert_allclose(run(unchanged, {"x": x})["y"], run(model, {"x": x})["y"], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_were_stored_small_stay_small(family):
+    """A layer that stays float32 in a bundle whose weights are rounded already costs no more than one in eight bits."""
+    model, x = residual_net(), pictures(4)
+    plain, _ = all_quantised(model, family, x, {"second"})
+    simplify.store_int8(model, dict.fromkeys(("w_in", "w_a", "w_out"), 0))
+    fuse.widen_weights(model)
+    quantised, layers = all_quantised(model, family, x, {"second"})
+    assert in_eight_bits(quantised, layers) == {"second"}
+    assert len(quantised.SerializeToString()) < 0.6 * len(plain.SerializeToString())
+    assert nearness(run(quantised, {"x": x})["y"], run(model, {"x": x})["y"]) > 28
+    unchanged, _ = all_quantised(model, family, x, set())
     np.testing.assert_allclose(run(unchanged, {"x": x})["y"], run(model, {"x": x})["y"], atol=1e-5)
 
 
