@@ -14,7 +14,7 @@ for package in ("onnx", "safetensors", "matplotlib", "tqdm"):
     pytest.importorskip(package)
 
 import runtime
-from calibration import calibrate, layers, quantise, run
+from calibration import calibrate, layers, run
 from calibration.cli import main
 from runtime.bundle import read_bundle, read_manifest
 from runtime.errors import CODES
@@ -31,7 +31,6 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny bundle's layers are all too small to be worth it."""
     monkeypatch.setattr(layers, "SMALL", 1)
-    monkeypatch.setattr(quantise, "SMALL", 1)
 
 
 @pytest.fixture

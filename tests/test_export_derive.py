@@ -108,7 +108,7 @@ def test_a_pipeline_draws_what_generate_draws(bundles, name, batch):
     spec, options = bundle.manifest.latent, options_of(bundle.manifest)
     pcm = np.stack([load_speech(voice) for voice in VOICES[:batch]])
     noise = np.stack([seeded_noise(seed, (spec.channels, spec.height, spec.width)) for seed in SEEDS[:batch]])
-    with runtime.load(bundle.path, device="cpu", threads=1) as pipeline:
+    with runtime.load(bundle.path, device="cpu", threads=1, precision="fp32") as pipeline:
         for steps in bundle.manifest.step_tables:
             drawn = pipeline.generate(VOICES[:batch], steps=steps, seed=SEEDS[:batch], **options)
             data = derive(bundle, "pipeline", batch=batch, steps=steps, precision="fp32")

@@ -8,6 +8,7 @@ and those special methods that change what calling code may do.
 
 import importlib
 import inspect
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def public(cls):
 
 
 def write(table, path):
-    """JSON with one class or enum per line."""
+    """JSON with one class or enum per line; packed where the name ends in .gz."""
     parts = []
     for key, value in table.items():
         if isinstance(value, dict):
@@ -65,7 +66,8 @@ def write(table, path):
             parts.append(f"{json.dumps(key)}: {{\n{rows}\n }}")
         else:
             parts.append(f"{json.dumps(key)}: {json.dumps(value)}")
-    Path(path).write_text("{" + ",\n ".join(parts) + "}\n", encoding="utf-8")
+    data = ("{" + ",\n ".join(parts) + "}\n").encode()
+    Path(path).write_bytes(gzip.compress(data, mtime=0) if str(path).endswith(".gz") else data)
 
 
 if __name__ == "__main__":

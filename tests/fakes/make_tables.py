@@ -60,13 +60,13 @@ def main() -> int:
 
 
 def make(name: str, release: Release, folder: Path) -> None:
-    """Install a release into `folder` and write api/NAME.json."""
+    """Install a release into `folder` and write api/NAME.json.gz."""
     site = folder / "site"
     if not site.exists():
         _install(release, site)
     source = f"introspection of {release.requirement}"
     table = stand_ins.introspect(release.module, site, folder / "stand-ins", release.version, source)
-    introspect.write(table, HERE / "api" / f"{name}.json")
+    introspect.write(table, HERE / "api" / f"{name}.json.gz")
 
 
 def _install(release: Release, site: Path) -> None:

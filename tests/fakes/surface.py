@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import functools
 import importlib.machinery
+import gzip
 import json
 import types
 from collections.abc import Mapping
@@ -55,10 +56,10 @@ def _is_member(name: str, members: Any) -> bool:
 @functools.cache
 def load(module: str, version: str) -> Table:
     """The table of `module` at `version`, its first two numbers ("11.4")."""
-    path = API / f"{module}-{version}.json"
+    path = API / f"{module}-{version}.json.gz"
     if not path.exists():
         raise ValueError(f"no table of {module} {version}; there are {', '.join(versions(module))}")
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(gzip.decompress(path.read_bytes()))
     classes = {name: tuple(members) for name, members in data["classes"].items()}
     writable = {name: tuple(members) for name, members in data["writable"].items()}
     head = data["module"], data["version"], data["source"], frozenset(data["names"])
@@ -67,7 +68,7 @@ def load(module: str, version: str) -> Table:
 
 def versions(module: str) -> list[str]:
     """All versions of a module that have a table, oldest first."""
-    found = [path.stem.removeprefix(f"{module}-") for path in API.glob(f"{module}-*.json")]
+    found = [path.name.removeprefix(f"{module}-").removesuffix(".json.gz") for path in API.glob(f"{module}-*.json.gz")]
     return sorted(found, key=lambda text: [int(part) for part in text.split(".")])
 
 
