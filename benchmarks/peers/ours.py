@@ -19,9 +19,7 @@ class Ours:
     def prepare(self) -> JSON:
         """Load the bundle; in float32 also compare with ours on the CPU."""
         task, begin = self._task, time.monotonic()
-        self._pipeline = runtime.load(
-            task.folder, device=self._device, threads=task.threads, precision=self._precision
-        )
+        self._pipeline = runtime.load(task.folder, device=self._device, threads=task.threads, precision=self._precision)
         about: JSON = {
             "seconds": round(time.monotonic() - begin, 2),
             "threads": self._pipeline.threads,

@@ -209,8 +209,8 @@ def _notes(report: JSON) -> str:
         "where nothing else is said, batch 1, from six seconds of PCM in memory to uint8 pixels in memory",
         "ratios: of medians over paired rounds, with a 95 % interval by bootstrap; PSNR and cosine: portraits of the "
         "same seeds against float32 (ours on the CPU)",
-        f'"{EQUAL}": the fastest of ours in the peer\'s precision; "{ENGINE}": ours and the peer by hand on one engine; "{OWN}": '
-        "two precisions of ours on one device",
+        f'"{EQUAL}": the fastest of ours in the peer\'s precision; "{ENGINE}": ours and the peer by hand on one '
+        f'engine; "{OWN}": two precisions of ours on one device',
         'met: the whole interval is above what is wanted; missed: the ratio is below it, "within the interval" where '
         "the interval reaches it; not certain: only the interval's lower end is below it",
     ]
