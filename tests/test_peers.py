@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 
 from benchmarks.children import Child
@@ -22,10 +21,11 @@ from benchmarks.peers.arms import REFERENCE, Arm, arms, missing
 from benchmarks.peers.quality import compare
 from benchmarks.peers.task import Task, check_parity
 from benchmarks.peers.worker import arguments_of
-from runtime.bundle import FileRef, Variant, manifest_to_json, read_bundle, read_manifest, sha256_hex
+from runtime.bundle import read_bundle, read_manifest
 from runtime.errors import BundleInvalid, InvalidArgument
 from runtime.portrait import psnr
 from tests.tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
+from tests.tiny_variant import eights
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = Path(__file__).parent / "data" / "peers.json"
@@ -55,20 +55,6 @@ class Fake:
 KIND = sys.argv[1]
 children.serve(Answers(Fake()))
 """
-
-
-def eights(folder: Path) -> Path:
-    """A tiny bundle with a variant for this processor, whose decoder draws with less contrast. No eight bits in it."""
-    bundle = read_bundle(write_tiny_bundle(folder, arm=SHORTCUT))
-    graph = onnx.load_from_string(bundle.files["decoder"])
-    half = next(tensor for tensor in graph.graph.initializer if tensor.name == "half")
-    half.CopyFrom(onnx.numpy_helper.from_array(np.float32(80.0), "half"))
-    data = graph.SerializeToString()
-    (folder / "decoder.int8.onnx").write_bytes(data)
-    variant = Variant({"decoder": FileRef("decoder.int8.onnx", sha256_hex(data), len(data))}, "passed", 1, 40.0, 0.99)
-    changed = dataclasses.replace(bundle.manifest, variants={"int8-x86": variant})
-    (folder / "manifest.json").write_bytes(manifest_to_json(changed))
-    return folder
 
 
 @pytest.fixture
