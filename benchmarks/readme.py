@@ -124,13 +124,17 @@ def peers() -> str:
             arena.quality_in_words(contests[0]["arms"][name], report["arms"][name])[0],
         ]
         rows.append([f"**{cell}**" if name.startswith(arena.OURS) else cell for cell in cells])
+    goals = [list(arena.goals(contest)) for contest in contests]
     open_ends = [
-        f"{goal['ours']} ≥ {goal['wanted']:g} × {goal['peer']} with {words} ({goal['times']['value']:.2f}, "
-        f"{goal['verdict']})"
-        for contest, words in zip(contests, columns, strict=True)
-        for goal in arena.goals(contest)
-        if goal["verdict"] not in ("met", "not measured")
+        f"- {goal['ours']} against {goal['peer']} ({'; '.join(goal['compared'])}) with {words}: "
+        f"{goal['times']['value']:.2f}, wanted {arena.wanted_in_words(goal['wanted'])}, {goal['verdict']}"
+        for some, words in zip(goals, columns, strict=True)
+        for goal in some
+        if goal["verdict"] not in ("met", arena.TOLD, arena.UNKNOWN)
     ]
+    unknown = dict.fromkeys(
+        f"{goal['ours']} against {goal['peer']}" for some in goals for goal in some if goal["verdict"] == arena.UNKNOWN
+    )
     return "\n".join(
         [
             "Every arm a process of its own, taking turns, the same speech, noise and weights (but diffusers': random) "
@@ -138,7 +142,8 @@ def peers() -> str:
             "",
             *table(rows),
             "",
-            f"What was aimed at is met, but for: {'; '.join(open_ends)}." if open_ends else "What was aimed at is met.",
+            *(["What was aimed at is met, but for:", "", *open_ends] if open_ends else ["What was aimed at is met."]),
+            *(["", f"Not measured: {'; '.join(unknown)}."] if unknown else []),
         ]
     )
 

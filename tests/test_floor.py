@@ -19,6 +19,7 @@ from runtime.bundle import read_bundle
 from runtime.errors import BundleNotFound, InvalidArgument
 from tests.test_export_cost import graph, node, zeros
 from tests.tiny_bundle import SHORTCUT, write_tiny_bundle
+from tests.tiny_variant import eights
 
 FOUND = {"gflops": {"fp32": 100.0, "bf16": 200.0}, "copies_gb_s": {"cache": 10.0, "memory": 1.0}}
 COST = {
@@ -58,6 +59,9 @@ def test_floor_is_the_larger_of_arithmetic_and_traffic() -> None:
     assert low is not None
     assert (low["compute"], low["floor"]) == pytest.approx((0.0, 0.5))
     assert report.floor_ms(COST, FOUND, "int8") is None
+    eight = report.floor_ms({**COST, "flops": 0}, {**FOUND, "gflops": {"int8": 400.0}}, "int8")
+    assert eight is not None
+    assert eight["floor"] == pytest.approx(0.25)
 
 
 def test_convolutions_over_their_floor() -> None:
@@ -93,7 +97,7 @@ def test_a_verdict_is_of_the_median_and_tells_what_is_above(p50: float, best: fl
 
 def test_sessions_that_are_profiled_have_the_options_of_the_runtimes_own(tmp_path: Path) -> None:
     data = read_bundle(write_tiny_bundle(tmp_path / "tiny")).files["encoder"]
-    session = stages.profiled_session(data, 1, tmp_path / "profile")
+    session = stages.profiled_session(data, Settings("cpu", 1), tmp_path / "profile")
     profiled, own = (
         one.get_session_options() for one in (session, open_session(data, Settings("cpu", 1), "a test graph"))
     )
@@ -147,6 +151,34 @@ def test_chains_of_products_stay_in_range() -> None:
     assert matrix_by_operator(data) == {"MatMul": 8 * 2 * 32**3}
 
 
+def test_chains_in_eight_bits_are_computed_in_eight_bits(tmp_path: Path) -> None:
+    """ONNX Runtime fuses every product with what is quantised around it; else the peak would be of something else."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    x = np.random.default_rng(1).standard_normal((32, 32)).astype(np.float32)
+    exact, eight = (
+        onnxruntime.InferenceSession(peaks.chain(32, 8, quantised=quantised), options).run(None, {"x0": x})[0].ravel()
+        for quantised in (False, True)
+    )
+    assert np.corrcoef(exact, eight)[0, 1] > 0.98
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    assert [node.op_type for node in nodes] == ["QuantizeLinear", *["QLinearMatMul"] * 8, "DequantizeLinear"]
+
+
+def test_engines_are_by_device_and_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.precision.multiplies_int8", lambda: True)
+    plain, eight = (
+        stages.engines(read_bundle(write(tmp_path / name)).manifest)
+        for name, write in (("plain", write_tiny_bundle), ("eight", eights))
+    )
+    assert plain["ours cpu fp32"] == stages.Engine("cpu", "fp32")
+    assert "ours cpu int8" not in plain
+    task = Task(tmp_path / "eight", "", 2, 1)
+    assert eight["ours cpu int8"].profile(task).keys() == {"encoder", "unet", "decoder"}
+
+
 def test_peaks_say_where_they_were_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peaks, "COPIES", {"cache": 1 << 10, "memory": 1 << 12})
     found = peaks.peaks(1, sizes=(16, 32), seconds=0.0)
@@ -166,11 +198,11 @@ def test_the_whole_command_on_a_tiny_bundle(
     bundle, out = write_tiny_bundle(tmp_path / "tiny", arm=SHORTCUT), tmp_path / "floor.json"
     assert command.main(["-o", str(out), "--bundle", str(bundle), "--threads", "1"]) == 0
     found = json.loads(out.read_bytes())
-    assert found["runs"][0]["engines"]["ours cpu"]["ms"].keys() == {"encoder", "unet", "decoder"}
+    assert found["runs"][0]["engines"]["ours cpu fp32"]["ms"].keys() == {"encoder", "unet", "decoder"}
     assert all(cost["flops"] > 0 for cost in found["costs"].values())
     text = out.with_suffix(".md").read_text(encoding="utf-8")
     assert text == capsys.readouterr().out == report.markdown(found)
-    assert "| ours cpu | decoder |" in text
+    assert "| ours cpu fp32 | decoder |" in text
     out.with_suffix(".md").unlink()
     assert command.main(["--from", str(out)]) == 0
     assert out.with_suffix(".md").read_text(encoding="utf-8") == text

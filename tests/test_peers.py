@@ -1,7 +1,4 @@
-"""benchmarks/peers: the arena's protocol on arms that are none, what its report says, the networks in PyTorch.
-
-No time is judged.
-"""
+"""benchmarks/peers: the arena's protocol on arms that are none, the arms themselves, the command. No time is judged."""
 
 from __future__ import annotations
 
@@ -24,10 +21,11 @@ from benchmarks.peers.arms import REFERENCE, Arm, arms, missing
 from benchmarks.peers.quality import compare
 from benchmarks.peers.task import Task, check_parity
 from benchmarks.peers.worker import arguments_of
-from runtime.bundle import read_bundle
+from runtime.bundle import read_bundle, read_manifest
 from runtime.errors import BundleInvalid, InvalidArgument
 from runtime.portrait import psnr
 from tests.tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
+from tests.tiny_variant import eights
 
 ROOT = Path(__file__).parents[1]
 FIXTURE = Path(__file__).parent / "data" / "peers.json"
@@ -134,20 +132,40 @@ def test_dirty_rounds_are_followed_by_more(monkeypatch: pytest.MonkeyPatch) -> N
     assert [(one["round"], one["conditions"]["dirty"]) for one in again] == [(0, ["busy"]), (0, []), (1, None)]
 
 
-def test_what_is_missing_says_why() -> None:
-    lacking = Arm("nothing", lambda _: pytest.fail("made"), ("numpy", "no_such_package"))
-    assert missing(lacking) == "the package no_such_package is not installed"
-    assert missing(dataclasses.replace(lacking, needs=("numpy",))) == ""
-    assert missing(arms()["ours cpu"]) == ""
-    assert missing(dataclasses.replace(lacking, needs=(), device="abacus")) == "the runtime has no device abacus"
+def test_what_is_missing_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, eight = (
+        read_manifest(write(tmp_path / name))[0] for name, write in (("t", write_tiny_bundle), ("e", eights))
+    )
+    lacking = Arm("nothing", lambda _: pytest.fail("made"), ("numpy", "no_such_package"), "fp32")
+    assert missing(lacking, plain) == "the package no_such_package is not installed"
+    assert missing(dataclasses.replace(lacking, needs=("numpy",)), plain) == ""
+    abacus = dataclasses.replace(lacking, needs=(), device="abacus")
+    assert missing(abacus, plain) == "the runtime has no device abacus"
+    known = arms()
+    assert missing(known["ours cpu fp32"], plain) == missing(known["ours cpu fp32"], eight) == ""
+    assert "no graphs in eight bits for cpu" in missing(known["ours cpu int8"], plain)
+    monkeypatch.setattr("runtime.precision.multiplies_int8", lambda: True)
+    assert missing(known["ours cpu int8"], eight) == ""
+    monkeypatch.setattr("runtime.precision.multiplies_int8", lambda: False)
+    assert "no instructions for eight bits" in missing(known["ours cpu int8"], eight)
+
+
+def test_ours_are_of_every_device_and_precision() -> None:
+    assert [name for name in arms() if name.startswith("ours ")] == [
+        *("ours cpu fp32", "ours cpu int8", "ours openvino fp32", "ours openvino bf16", "ours openvino int8"),
+        *("ours cuda", "ours tensorrt"),
+    ]
+    assert REFERENCE in arms()
+    named = {name for ours, peer, _ in ratios.OWN_GOALS for name in (ours, peer)} | {peer for peer, _ in ratios.GOALS}
+    assert named | {name for pair in ratios.ENGINES for name in pair} <= arms().keys()
 
 
 def test_children_have_as_many_threads_as_told() -> None:
     found = arena.environment({"OMP_NUM_THREADS": "7", "PYTHONPATH": "/x", "HOME": "/h"}, 2)
     assert (found["OMP_NUM_THREADS"], found["HOME"]) == ("2", "/h")
     assert found["PYTHONPATH"] == f"{ROOT}{os.pathsep}/x"
-    assert "--threads" not in arguments_of("ours cpu", Task(Path("b"), "demo", 4, None))
-    assert arguments_of("ours cpu", Task(Path("b"), "demo", 4, 1))[-2:] == ["--threads", "1"]
+    assert "--threads" not in arguments_of("ours cpu fp32", Task(Path("b"), "demo", 4, None))
+    assert arguments_of("ours cpu fp32", Task(Path("b"), "demo", 4, 1))[-2:] == ["--threads", "1"]
 
 
 def test_quality_by_hand() -> None:
@@ -156,118 +174,6 @@ def test_quality_by_hand() -> None:
     assert psnr(black, black + np.uint8(255)) == 0.0
     found = compare(black, black + np.uint8(255))
     assert (found["cosine"], found["max_levels"]) == (-1.0, 255)
-
-
-def test_report_of_the_fixture() -> None:
-    found = report.read(FIXTURE)
-    text = report.markdown(found)
-    first, second = (report.summarise(one) for one in found["contests"])
-    assert first["base"] == "ours cpu"
-    assert first["arms"]["torch eager fp32"]["times"]["value"] == pytest.approx(4.0, rel=0.05)
-    assert second["arms"]["torch eager fp32"]["dirty"] == 2  # no three clean ones, so all are taken
-    assert "| **ours cpu** | fp32 | 10.0 |" in text
-    assert "random weights" in text
-    assert "| openvino fp32 by hand |  | — |" in text
-    verdicts = {(goal["ours"], goal["peer"]): goal["verdict"] for goal in report.goals(found["contests"][0])}
-    assert verdicts == {
-        ("ours cpu", "diffusers 25 steps"): "met",
-        ("ours cpu", "torch eager fp32"): "met",
-        ("ours cpu", "torch eager bf16"): "not measured",
-        ("ours cpu", "onnxruntime naive"): "missed",
-        ("ours cpu", "openvino fp32 by hand"): "not measured",
-        ("ours cpu", "openvino bf16 by hand"): "not measured",
-    }
-    busy = {goal["peer"]: goal["verdict"] for goal in report.goals(found["contests"][1])}
-    assert busy["torch eager fp32"] == "not judged: the machine was busy"
-    assert "| **missed** |" in text
-    assert "- **missed**: ours cpu against onnxruntime naive" in text
-    assert text.count("2025-01-01") == 2 * 2  # each contest says when it was
-
-
-def times_of(value: float, low: float, high: float, rounds: int = 5, dirty: int = 0) -> dict[str, Any]:
-    return {"value": value, "low": low, "high": high, "rounds": rounds, "dirty": dirty}
-
-
-@pytest.mark.parametrize(
-    ("found", "wanted", "said"),
-    [
-        (times_of(1.0, 0.97, 1.02), 1, "met"),
-        (times_of(1.0, 0.8, 1.3), 1, "not certain"),
-        (times_of(0.85, 0.8, 0.9), 1, "missed"),
-        (times_of(3.1, 3.0, 3.2), 3, "met"),
-        (times_of(3.1, 2.9, 3.2), 3, "not certain"),
-        (times_of(2.95, 2.9, 3.1), 3, "missed, within the interval"),
-        (times_of(2.0, 1.9, 2.1), 3, "missed"),
-        (times_of(9.0, 8.9, 9.1, dirty=1), 3, "not judged: the machine was busy"),
-        (times_of(9.0, 8.9, 9.1, rounds=2), 3, "not judged: too few rounds"),
-        (None, 3, "not measured"),
-    ],
-)
-def test_a_goal_is_met_by_the_whole_interval_and_missed_by_the_ratio(found: Any, wanted: float, said: str) -> None:
-    assert ratios.verdict(found, wanted) == said
-
-
-def blocks(*told: tuple[int, float, bool], precision: str = "fp32") -> dict[str, Any]:
-    """An arm by (round, milliseconds, whether it was disturbed)."""
-    rounds = [{"round": n, "ms": [ms] * 3, "conditions": {"dirty": ["busy"] if dirty else []}} for n, ms, dirty in told]
-    return {"precision": precision, "rounds": rounds}
-
-
-CALM = [(number, 10.0, False) for number in range(4)]
-
-
-def test_a_block_is_paired_once_however_often_the_other_was_taken_again() -> None:
-    """Two rounds at 2 ×, and a disturbed one of three turns at 4 ×: each turn as a pair of its own would say 4 ×."""
-    noisy = [(0, 20.0, False), *[(1, 40.0, True)] * 3, (2, 20.0, False)]
-    found = ratios.times(blocks(*CALM), blocks(*noisy))
-    assert found is not None
-    assert (found["value"], found["rounds"], found["dirty"]) == (2.0, 3, 1)
-
-
-def test_clean_blocks_are_paired_within_their_round_alone() -> None:
-    """Ours was disturbed in round 1 and taken again; of round 2 there is no clean turn; round 3 is the peer's alone."""
-    ours = blocks((0, 10, False), (1, 99, True), (1, 10, False), (2, 99, True), (4, 10, False))
-    peer = blocks((0, 20, False), (1, 20, False), (2, 20, False), (3, 20, False), (4, 30, False))
-    both = ratios.paired(ours["rounds"], peer["rounds"])
-    assert [(a["round"], b["round"], a["ms"][0], b["ms"][0]) for a, b in both] == [
-        *((0, 0, 10, 20), (1, 1, 10, 20)),
-        (4, 4, 10, 30),
-    ]
-    found = ratios.times(ours, peer)
-    assert found is not None
-    assert (found["value"], found["dirty"]) == (2.0, 0)
-    assert ratios.times(ours, blocks((7, 1.0, False))) is None
-
-
-def test_ratios_at_equal_precision_and_of_the_fastest() -> None:
-    """Ours in float32 takes 20 and 25 ms, in bfloat16 10; what no caller can ask for is not the fastest of ours."""
-
-    def arm(ms: float, precision: str) -> dict[str, Any]:
-        return blocks(*((number, ms, False) for number in range(4)), precision=precision)
-
-    arms = {
-        "ours cpu": arm(25, "fp32"),
-        "ours openvino fp32": arm(5, "fp32"),
-        "ours openvino": arm(10, "bf16"),
-        "openvino fp32 by hand": arm(20, "fp32"),
-        "openvino bf16 by hand": arm(10, "bf16"),
-        "onnxruntime naive": arm(50, "fp32"),
-    }
-    contest = {"threads": 2, "arms": arms}
-    summary = ratios.summarise(contest)
-    assert summary["base"] == "ours openvino"
-    naive = summary["arms"]["onnxruntime naive"]
-    assert (naive["times"]["value"], naive["equal_to"], naive["equal"]["value"]) == (5.0, "ours openvino fp32", 10.0)
-    found = {(goal["ours"], goal["peer"]): goal["compared"] for goal in ratios.goals(contest) if goal["times"]}
-    assert found == {
-        ("ours openvino", "onnxruntime naive"): ["fastest of ours"],
-        ("ours openvino fp32", "onnxruntime naive"): ["equal precision, fp32"],
-        ("ours cpu", "onnxruntime naive"): ["equal precision, fp32", "same engine"],
-        ("ours openvino", "openvino fp32 by hand"): ["fastest of ours"],
-        ("ours openvino fp32", "openvino fp32 by hand"): ["equal precision, fp32", "same engine"],
-        ("ours openvino", "openvino bf16 by hand"): ["fastest of ours", "equal precision, bf16", "same engine"],
-    }
-    assert ratios.summarise({"threads": 2, "arms": {"onnxruntime naive": arms["onnxruntime naive"]}}) == {}
 
 
 def test_plot_and_table_come_out_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -297,11 +203,11 @@ def test_the_whole_command_on_a_tiny_bundle(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(command, "Counts", lambda **_: FAST)
     bundle, out = write_tiny_bundle(tmp_path / "tiny", arm=SHORTCUT), tmp_path / "peers.json"
-    words = ["-o", str(out), "--bundle", str(bundle), "--threads", "1", "--arms", "ours cpu", "onnxruntime naive"]
+    words = ["-o", str(out), "--bundle", str(bundle), "--threads", "1", "--arms", "ours cpu fp32", "onnxruntime naive"]
     assert command.main(words) == 0
     found = json.loads(out.read_bytes())
     measured = found["contests"][0]["arms"]
-    assert measured.keys() == {"ours cpu", "onnxruntime naive"}
+    assert measured.keys() == {"ours cpu fp32", "onnxruntime naive"}
     assert measured["onnxruntime naive"]["quality"]["identical"]
     assert measured["onnxruntime naive"]["prepared"]["parity_db"] == 100.0
     assert out.with_suffix(".png").is_file()
@@ -344,7 +250,7 @@ def test_contests_that_do_not_belong_together_are_not_mixed(
 
 def test_an_arm_that_is_gone_is_not_kept(tmp_path: Path) -> None:
     earlier = report.read(FIXTURE)
-    new = {**earlier, "arms": {"ours cpu": {}}}
+    new = {**earlier, "arms": {"ours cpu fp32": {}}}
     with pytest.raises(InvalidArgument, match="the arm onnxruntime naive is gone"):
         command.kept(FIXTURE, new, [1], earlier["contests"][0])
     assert command.kept(tmp_path / "nothing.json", new, [1], earlier["contests"][0]) == []
@@ -353,25 +259,33 @@ def test_an_arm_that_is_gone_is_not_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arm", [SHORTCUT, DIFFUSION])
 def test_graphs_driven_by_hand_draw_the_same(tmp_path: Path, arm: Any) -> None:
     some = Task(write_tiny_bundle(tmp_path / "tiny", arm=arm), "", 2, 1)
-    peer = by_hand.ByHand(some, by_hand.naive_onnxruntime, exact=True)
+    peer = by_hand.ByHand(some, by_hand.naive_onnxruntime, "cpu", "fp32")
     assert peer.prepare()["parity_db"] == 100.0
 
 
-def test_ours_on_openvino_in_the_precision_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openvino")
-    from benchmarks.peers.ours import Ours, OursOnOpenVino
-    from runtime.backends.openvino import precision_here
+@pytest.mark.parametrize("device", ["cpu", "openvino"])
+def test_ours_and_by_hand_in_the_precision_asked_for(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hand opens the files that ours opens, and the variant draws something else."""
+    pytest.importorskip(device.replace("cpu", "onnxruntime"))
+    from benchmarks.peers.ours import Ours
 
     monkeypatch.setenv("S2F_CACHE", str(tmp_path / "cache"))
-    some = Task(write_tiny_bundle(tmp_path / "tiny", arm=SHORTCUT), "", 2, 1)
-    asked, usual = OursOnOpenVino(some, "fp32"), Ours(some, "openvino")
-    assert asked.prepare()["parity_db"] >= task.PARITY_DB
-    assert usual.prepare()["precision"] == precision_here()
-    image, timings = asked.draw_timed(3)
-    assert len(timings.steps) == some.steps
-    assert np.array_equal(image, asked.draw(3))
-    asked.close()
-    usual.close()
+    monkeypatch.setattr("runtime.precision.multiplies_int8", lambda: True)
+    some = Task(eights(tmp_path / "eights"), "", 2, 1)
+    drawn = {}
+    for precision in ("fp32", "int8"):
+        open_graph = by_hand.naive_onnxruntime if device == "cpu" else by_hand.openvino(precision)
+        ours, by = Ours(some, device, precision), by_hand.ByHand(some, open_graph, device, precision)
+        about = ours.prepare()
+        assert about["precision"] == precision
+        assert ("parity_db" in about, "parity_db" in by.prepare()) == (precision == "fp32", precision == "fp32")
+        drawn[precision] = ours.draw(3)
+        assert psnr(drawn[precision], by.draw(3)) >= task.PARITY_DB
+        ours.close()
+        by.close()
+    assert psnr(drawn["fp32"], drawn["int8"]) < 40
 
 
 def test_an_arm_that_draws_something_else_is_not_timed(tmp_path: Path) -> None:

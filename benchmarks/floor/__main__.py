@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> JSON:
         found = peaks(threads)
         measured = {
             name: {"precision": engine.precision, "ms": engine.measure(task), "operators_ms": engine.profile(task)}
-            for name, engine in engines().items()
+            for name, engine in engines(manifest).items()
         }
         conditions = between(before, snapshot())
         runs.append({"threads": threads, "peaks": found, "engines": measured, "conditions": conditions})

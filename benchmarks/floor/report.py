@@ -16,13 +16,14 @@ LIMIT = 1.6
 """Times its floor that a stage may take."""
 TOLD = 5
 """Operators beside the convolutions that a verdict names."""
-WIDTH = {"fp32": 1.0, "bf16": 0.5}
+WIDTH = {"fp32": 1.0, "bf16": 0.5, "int8": 0.25}
 """Bytes of a number, as a share of float32's."""
 
 
 def floor_ms(cost: JSON, found: JSON, precision: str) -> JSON | None:
     """Milliseconds of a stage: what arithmetic and traffic need, and the floor; None without a peak of this precision.
 
+    As if all matrix work were in this precision: where a variant leaves layers in float the floor is too low.
     `cost`: of `costs`; `found`: of `peaks`.
     """
     peak = found["gflops"].get(precision)
@@ -58,7 +59,8 @@ def _counted(counted: JSON) -> str:
 def _peaks(run: JSON) -> str:
     found = run["peaks"]
     best = [
-        f"{rate:.0f} GFLOP/s {precision} ({found['best'][precision]})" for precision, rate in found["gflops"].items()
+        f"{rate:.0f} G{'OP' if precision == 'int8' else 'FLOP'}/s {precision} ({found['best'][precision]})"
+        for precision, rate in found["gflops"].items()
     ]
     copies = found["copies_gb_s"]
     told = f"copies {copies['cache']:.0f} GB/s in cache, {copies['memory']:.0f} GB/s in memory"

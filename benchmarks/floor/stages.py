@@ -8,7 +8,6 @@ product. Profiles are the engines' own, of sessions with the very options that t
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import tempfile
 from collections import Counter
@@ -21,8 +20,9 @@ import numpy as np
 import runtime
 from benchmarks.gpu.parts import JSON
 from benchmarks.gpu.plan import warm_up
+from benchmarks.peers.arms import arms, missing
 from benchmarks.peers.by_hand import naive_onnxruntime, openvino_model, options
-from benchmarks.peers.ours import OursOnOpenVino
+from benchmarks.peers.ratios import OURS
 from benchmarks.peers.task import Task
 from export.cost import count, matrix_by_operator
 from export.derive import derive
@@ -31,14 +31,18 @@ from runtime.backends.openvino import compile_graph
 from runtime.backends.openvino import package as openvino_package
 from runtime.backends.ort import open_session
 from runtime.bench import stopwatch
-from runtime.bundle import STAGES, Bundle
+from runtime.bundle import STAGES, Bundle, Manifest
+from runtime.pipeline import read_for
 from runtime.portrait import Timings
 
 RUNS, MOST, WARM = 60, 1.5, 0.3
 UNCOUNTED, PROFILED = 3, 20
 KINDS = {
-    "convolution": ("Conv", "FusedConv", "NhwcFusedConv", "Convolution", "ConvTranspose"),
-    "matrix product": ("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "FullyConnected"),
+    "convolution": ("Conv", "FusedConv", "NhwcFusedConv", "Convolution", "ConvTranspose", "QLinearConv"),
+    "matrix product": (
+        *("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "FullyConnected"),
+        *("QLinearMatMul", "QGemm", "MatMulIntegerToFloat"),
+    ),
 }
 """Operators of the engines, optimised ones too, by the kind of matrix work they are."""
 
@@ -72,27 +76,32 @@ def by_kind(by_operator: Mapping[str, float]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """One way to run a stage. `measure`: {"p50", "best"} in ms by stage; `profile`: ms by operator, by stage."""
+    """Ours on a device in a precision, as a caller has it."""
 
+    device: str
     precision: str
-    measure: Callable[[Task], dict[str, JSON]]
-    profile: Callable[[Task], dict[str, dict[str, float]]]
+
+    def measure(self, task: Task) -> dict[str, JSON]:
+        """{"p50", "best"} in ms by stage."""
+        with runtime.load(task.folder, device=self.device, threads=task.cores, precision=self.precision) as pipeline:
+            return _timed(lambda: pipeline.generate(task.speech, steps=task.steps).timings)
+
+    def profile(self, task: Task) -> dict[str, dict[str, float]]:
+        """Milliseconds by operator, by stage, of each graph alone."""
+        settings = Settings(self.device, task.cores, self.precision)
+        files = read_for(task.folder, settings).files
+        return {stage: PROFILES[self.device](files[stage], settings, feeds) for stage, feeds in inputs(task).items()}
 
 
-def engines() -> dict[str, Engine]:
-    """Those that are here."""
-    found = {}
-    if importlib.util.find_spec("onnxruntime"):
-        found["ours cpu"] = Engine("fp32", _generate, _profile_onnxruntime)
-    if importlib.util.find_spec("openvino"):
-        for precision in ("fp32", "bf16"):
-            found[f"ours openvino {precision}"] = _openvino(precision)
-    return found
+def engines(manifest: Manifest) -> dict[str, Engine]:
+    """Those that are here, and have graphs in the bundle."""
+    ours = {name: arm for name, arm in arms().items() if name.startswith(OURS) and arm.device in PROFILES}
+    return {name: Engine(arm.device, arm.precision) for name, arm in ours.items() if not missing(arm, manifest)}
 
 
 def inputs(task: Task) -> dict[str, Arrays]:
     """What each stage is given: the task's speech and noise; the condition is the encoder's, the decoder gets noise."""
-    condition = naive_onnxruntime(task, "encoder")({"pcm": task.window()})["condition"]
+    condition = naive_onnxruntime(task, task.bundle.files["encoder"])({"pcm": task.window()})["condition"]
     latent, row = task.noise(0), task.bundle.manifest.table(task.steps).first_row
     state = {"latent": latent, **({"history": np.zeros_like(latent)} if task.bundle.manifest.history else {})}
     step = {**state, "condition": condition, "step": np.array([row], np.int64), **options(task)}
@@ -120,12 +129,6 @@ def _times(values: list[float]) -> JSON:
     return {"p50": round(float(np.median(values)), 4), "best": round(min(values), 4)}
 
 
-def _generate(task: Task) -> dict[str, JSON]:
-    """Ours on the CPU as a caller has it."""
-    with runtime.load(task.folder, device="cpu", threads=task.cores) as pipeline:
-        return _timed(lambda: pipeline.generate(task.speech, steps=task.steps).timings)
-
-
 def _timed(draw: Callable[[], Timings]) -> dict[str, JSON]:
     """Times of the stages, as the runtime tells them of whole portraits."""
     spent: dict[str, list[float]] = {stage: [] for stage in STAGES}
@@ -142,52 +145,34 @@ def _timed(draw: Callable[[], Timings]) -> dict[str, JSON]:
     return {stage: _times(values) for stage, values in spent.items()}
 
 
-def _profile_onnxruntime(task: Task) -> dict[str, dict[str, float]]:
-    found = {}
+def _profile_onnxruntime(data: bytes, settings: Settings, feeds: Arrays) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
-        for stage, feeds in inputs(task).items():
-            session = profiled_session(task.bundle.files[stage], task.cores, Path(scratch) / stage)
-            for _ in range(PROFILED):
-                session.run(None, dict(feeds))
-            found[stage] = operators_of_trace(json.loads(Path(session.end_profiling()).read_bytes()))
-    return found
+        session = profiled_session(data, settings, Path(scratch) / "profile")
+        for _ in range(PROFILED):
+            session.run(None, dict(feeds))
+        return operators_of_trace(json.loads(Path(session.end_profiling()).read_bytes()))
 
 
-def profiled_session(data: bytes, threads: int, prefix: Path) -> Any:
+def profiled_session(data: bytes, settings: Settings, prefix: Path) -> Any:
     """The runtime's session of a graph once more, by the options of that one, with a profile in a file at `prefix`."""
     import onnxruntime
 
-    opened = open_session(data, Settings("cpu", threads), "a graph to profile")
+    opened = open_session(data, settings, "a graph to profile")
     options = opened.get_session_options()
     options.enable_profiling = True
     options.profile_file_prefix = str(prefix)
     return onnxruntime.InferenceSession(data, options, providers=opened.get_providers())
 
 
-def _openvino(precision: str) -> Engine:
-    def measure(task: Task) -> dict[str, JSON]:
-        ours = OursOnOpenVino(task, precision)
-        ours.prepare()
-        try:
-            return _timed(lambda: ours.draw_timed(0)[1])
-        finally:
-            ours.close()
-
-    def profile(task: Task) -> dict[str, dict[str, float]]:
-        found = {}
-        for stage, feeds in inputs(task).items():
-            data, settings = task.bundle.files[stage], Settings("openvino", task.cores, precision)
-            request = profiled_model(data, settings).create_infer_request()
-            times = []
-            for number in range(UNCOUNTED + PROFILED):
-                request.infer(dict(feeds), share_inputs=True)
-                if number >= UNCOUNTED:
-                    seen = request.get_profiling_info()
-                    times += [(n.node_type, n.node_name, n.real_time.total_seconds() * 1e3) for n in seen]
-            found[stage] = _by_operator(times)
-        return found
-
-    return Engine(precision, measure, profile)
+def _profile_openvino(data: bytes, settings: Settings, feeds: Arrays) -> dict[str, float]:
+    request = profiled_model(data, settings).create_infer_request()
+    times = []
+    for number in range(UNCOUNTED + PROFILED):
+        request.infer(dict(feeds), share_inputs=True)
+        if number >= UNCOUNTED:
+            seen = request.get_profiling_info()
+            times += [(n.node_type, n.node_name, n.real_time.total_seconds() * 1e3) for n in seen]
+    return _by_operator(times)
 
 
 def profiled_model(data: bytes, settings: Settings) -> Any:
@@ -199,3 +184,10 @@ def profiled_model(data: bytes, settings: Settings) -> Any:
     # An empty set, a policy that is not chosen, is read but not taken.
     chosen = {name: value for name, value in properties.items() if value != set()}
     return core.compile_model(openvino_model(core, data), "CPU", {**chosen, "PERF_COUNT": True})
+
+
+PROFILES: Mapping[str, Callable[[bytes, Settings, Arrays], dict[str, float]]] = {
+    "cpu": _profile_onnxruntime,
+    "openvino": _profile_openvino,
+}
+"""How a graph is profiled, by device."""

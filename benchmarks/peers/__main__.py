@@ -30,7 +30,7 @@ from runtime.machine import usable_cores
 from runtime.output import check_writable, write_file
 from runtime.pipeline import shipped_bundle
 
-MINUTES = 10.0
+MINUTES = 8.0
 ABOUT: dict[str, tuple[str, ...]] = {"bundle": (), "settings": ()}
 PLACE: dict[str, tuple[str, ...]] = {
     "machine": ("id", "system", "affinity", "cgroup_quota_cores", "governor"),
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> JSON:
     steps = manifest.default_steps if options.steps is None else options.steps
     manifest.table(steps)
     chosen = _chosen(options.arms)
-    lacking = {name: why for name, arm in chosen.items() if (why := missing(arm))}
+    lacking = {name: why for name, arm in chosen.items() if (why := missing(arm, manifest))}
     report = {
         "schema_version": reports.SCHEMA_VERSION,
         "kind": reports.KIND,

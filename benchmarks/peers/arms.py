@@ -3,49 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from benchmarks.peers.task import Peer, Task
+from runtime.backends import Device, available
+from runtime.bundle import Manifest
+from runtime.errors import S2FError
+from runtime.precision import PREPARED, SERVED, check
 
-REFERENCE = "ours cpu"
+REFERENCE = "ours cpu fp32"
 """The float32 portraits that quality is told against."""
-OWN = {"cpu": "fp32", "cuda": "fp32"}
-"""The precision of ours by device, where it is that of the shipped graphs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """`what`: a sentence for the table; `needs`: packages by the names they are imported by; `precision`: "fp32" or
-    "bf16", empty where the arm itself tells once it is prepared; `device`: the runtime's, for ours; `steps`: where not
-    the task's; `random`: its weights are not the bundle's."""
+    """`what`: a sentence for the table; `needs`: packages by the names they are imported by; `precision`: one of the
+    runtime's, "auto" where the arm itself tells once it is prepared; `device`: the runtime's, for ours and for what
+    opens the graphs that ours opens there; `steps`: where not the task's; `random`: its weights are not the bundle's.
+    """
 
     what: str
     make: Callable[[Task], Peer]
     needs: tuple[str, ...]
-    precision: str = ""
+    precision: str
     device: str = ""
     steps: int | None = None
     random: bool = False
 
 
-def _ours(device: str) -> Arm:
+def _ours(device: str, precision: str) -> Arm:
     def make(task: Task) -> Peer:
         from benchmarks.peers.ours import Ours
 
-        return Ours(task, device)
+        return Ours(task, device, precision)
 
-    return Arm(f'runtime.load(device="{device}")', make, (), precision=OWN.get(device, ""), device=device)
-
-
-def _ours_on_openvino(precision: str) -> Arm:
-    def make(task: Task) -> Peer:
-        from benchmarks.peers.ours import OursOnOpenVino
-
-        return OursOnOpenVino(task, precision)
-
-    what = "the runtime's executor, Settings(precision), which load takes from s2f prepare"
-    return Arm(what, make, (), precision=precision, device="openvino")
+    asked = "" if precision == "auto" else f', precision="{precision}"'
+    return Arm(f'runtime.load(device="{device}"{asked})', make, (), precision, device=device)
 
 
 def _torch(kind: str, *, compiled: bool) -> Arm:
@@ -76,7 +71,7 @@ def _naive_onnxruntime() -> Arm:
     def make(task: Task) -> Peer:
         from benchmarks.peers.by_hand import ByHand, naive_onnxruntime
 
-        return ByHand(task, naive_onnxruntime, exact=True)
+        return ByHand(task, naive_onnxruntime, "cpu", "fp32")
 
     return Arm("three sessions with default options, loop in numpy", make, ("onnxruntime",), "fp32")
 
@@ -85,21 +80,23 @@ def _openvino(precision: str) -> Arm:
     def make(task: Task) -> Peer:
         from benchmarks.peers.by_hand import ByHand, openvino
 
-        return ByHand(task, openvino(precision), exact=precision == "fp32")
+        return ByHand(task, openvino(precision), "openvino", precision)
 
-    return Arm("the same ONNX, batch 1, latency hint, loop in numpy", make, ("openvino",), precision)
+    what = "the same ONNX as ours in this precision, batch 1, latency hint, loop in numpy"
+    return Arm(what, make, ("openvino",), precision, device="openvino")
 
 
 def arms() -> dict[str, Arm]:
-    """All arms, ours for every device the runtime knows; in the order in which they take their turns."""
-    from runtime.backends import DEVICES
+    """All arms, ours for every device and precision of the runtime; in the order in which they take their turns.
 
+    A GPU has the one precision of what was prepared.
+    """
+    asked = {device: ("auto",) if device in PREPARED else precisions for device, precisions in SERVED.items()}
+    ours = [(device, precision) for device, precisions in asked.items() for precision in precisions]
     return {
-        **{f"ours {device}": _ours(device) for device in DEVICES},
-        "ours openvino fp32": _ours_on_openvino("fp32"),
+        **{f"ours {device} {precision}".removesuffix(" auto"): _ours(device, precision) for device, precision in ours},
         "onnxruntime naive": _naive_onnxruntime(),
-        "openvino fp32 by hand": _openvino("fp32"),
-        "openvino bf16 by hand": _openvino("bf16"),
+        **{f"openvino {precision} by hand": _openvino(precision) for precision in SERVED["openvino"]},
         "torch eager fp32": _torch("float32", compiled=False),
         "torch eager bf16": _torch("bfloat16", compiled=False),
         "torch compile fp32": _torch("float32", compiled=True),
@@ -110,15 +107,23 @@ def arms() -> dict[str, Arm]:
     }
 
 
-def missing(arm: Arm) -> str:
-    """Why an arm cannot run here, empty if nothing is known to stand against it."""
+def missing(arm: Arm, manifest: Manifest) -> str:
+    """Why an arm cannot run here with a bundle, empty if nothing is known to stand against it."""
     for package in arm.needs:
         if importlib.util.find_spec(package) is None:
             return f"the package {package} is not installed"
-    if arm.device:
-        from runtime.backends import available
-
-        state = {found.name: found for found in available()}.get(arm.device)
-        if state is None or not state.usable:
-            return state.reason if state else f"the runtime has no device {arm.device}"
+    if not arm.device:
+        return ""
+    state = _devices().get(arm.device)
+    if state is None or not state.usable:
+        return state.reason if state else f"the runtime has no device {arm.device}"
+    try:
+        check(arm.device, arm.precision, manifest)
+    except S2FError as reason:
+        return str(reason)
     return ""
+
+
+@functools.cache
+def _devices() -> Mapping[str, Device]:
+    return {found.name: found for found in available()}

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from benchmarks.gpu.parts import JSON
 from benchmarks.peers.task import Pixels, Task, check_parity
 from runtime.backends.openvino import package as openvino_package
+from runtime.backends.openvino import precision_here
 from runtime.bundle import STAGES
+from runtime.pipeline import read_for, settings_for
 
 Array = npt.NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
@@ -22,17 +24,19 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 class ByHand:
     """Encoder, as many steps as asked for, decoder."""
 
-    def __init__(self, task: Task, open_stage: Callable[[Task, str], Run], *, exact: bool) -> None:
-        """`exact`: in float32, so that parity must hold."""
-        self._task, self._open, self._exact = task, open_stage, exact
+    def __init__(self, task: Task, open_graph: Callable[[Task, bytes], Run], device: str, precision: str) -> None:
+        """The graphs that `runtime.load` opens for a device and a precision; in float32 parity must hold."""
+        self._task, self._open, self._device, self._precision = task, open_graph, device, precision
         self._stages: dict[str, Run] = {}
 
     def prepare(self) -> JSON:
         """Open the graphs."""
-        begin = time.monotonic()
-        self._stages = {stage: self._open(self._task, stage) for stage in STAGES}
+        begin, task = time.monotonic(), self._task
+        settings = settings_for(task.bundle.manifest, self._device, task.threads, self._precision)
+        files = read_for(task.folder, settings).files
+        self._stages = {stage: self._open(task, files[stage]) for stage in STAGES}
         about: JSON = {"seconds": round(time.monotonic() - begin, 2)}
-        return {**about, "parity_db": round(check_parity(self._task, self), 2)} if self._exact else about
+        return {**about, "parity_db": round(check_parity(task, self), 2)} if self._precision == "fp32" else about
 
     def draw(self, seed: int) -> Pixels:
         """See `Peer`."""
@@ -64,14 +68,14 @@ def options(task: Task) -> dict[str, Array]:
     return {name: np.array([value], np.float32) for name, (spec, value) in found.items() if not spec.fixed}
 
 
-def naive_onnxruntime(task: Task, stage: str) -> Run:
+def naive_onnxruntime(task: Task, data: bytes) -> Run:
     """A session with every option as it comes, but for the number of threads where one is asked for."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     if task.threads is not None:
         settings.intra_op_num_threads = task.threads
-    session = onnxruntime.InferenceSession(task.bundle.files[stage], settings, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -80,17 +84,19 @@ def naive_onnxruntime(task: Task, stage: str) -> Run:
     return run
 
 
-def openvino(precision: str) -> Callable[[Task, str], Run]:
-    """The graph at batch 1, compiled for latency in `precision` ("fp32", "bf16"); inputs are not copied."""
+def openvino(precision: str) -> Callable[[Task, bytes], Run]:
+    """The graph at batch 1, compiled for latency in `precision`; inputs are not copied.
 
-    def open_stage(task: Task, stage: str) -> Run:
+    What a graph in eight bits leaves in float32 is computed in the processor's own precision, as OpenVINO does unasked.
+    """
+
+    def open_graph(task: Task, data: bytes) -> Run:
         core = openvino_package().Core()
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32")}
+        rest = (precision_here() if precision == "int8" else precision).replace("fp32", "f32")
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": rest}
         if task.threads is not None:
             hints["INFERENCE_NUM_THREADS"] = str(task.threads)
-        request = core.compile_model(
-            openvino_model(core, task.bundle.files[stage]), "CPU", hints
-        ).create_infer_request()
+        request = core.compile_model(openvino_model(core, data), "CPU", hints).create_infer_request()
         names = [tensor.any_name for tensor in request.model_outputs]
 
         def run(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -99,7 +105,7 @@ def openvino(precision: str) -> Callable[[Task, str], Run]:
 
         return run
 
-    return open_stage
+    return open_graph
 
 
 def openvino_model(core: Any, data: bytes) -> Any:

@@ -14,8 +14,6 @@ from benchmarks.gpu.parts import JSON
 from runtime.bench import ratio
 
 OURS = "ours "
-ASKED = "ours openvino fp32"
-"""Ours in a precision that `load` does not take when asked: it stands for ours at equal precision alone."""
 
 FEWEST_CLEAN = 3
 """Clean rounds without which the dirty ones are taken too, and said to be, and no goal is judged."""
@@ -27,18 +25,27 @@ GOALS = (
     ("onnxruntime naive", 1.8),
     ("openvino fp32 by hand", 1.0),
     ("openvino bf16 by hand", 1.0),
+    ("openvino int8 by hand", 1.0),
 )
 """How many times faster than a peer ours must be; 1 means not behind."""
+OWN_GOALS = (
+    ("ours cpu int8", "ours cpu fp32", 1.5),
+    ("ours openvino int8", "ours openvino fp32", 1.3),
+    ("ours openvino int8", "ours openvino bf16", None),
+)
+"""How many times faster eight bits must be than other precisions of ours; None: told, and not judged."""
 ENGINES = (
-    ("ours cpu", "onnxruntime naive"),
+    ("ours cpu fp32", "onnxruntime naive"),
     ("ours openvino fp32", "openvino fp32 by hand"),
-    ("ours openvino", "openvino bf16 by hand"),
+    ("ours openvino bf16", "openvino bf16 by hand"),
+    ("ours openvino int8", "openvino int8 by hand"),
 )
 """Ours and a peer on one engine; compared where they are of one precision too."""
 NOT_BEHIND = 0.95
 """Not to be behind is judged by this: nearer than 5 % is not told apart from run to run."""
 
-ANY, EQUAL, ENGINE = "fastest of ours", "equal precision", "same engine"
+ANY, EQUAL, ENGINE, OWN = "fastest of ours", "equal precision", "same engine", "both ours"
+TOLD, UNKNOWN = "told, not judged", "not measured"
 
 
 def summarise(contest: JSON) -> JSON:
@@ -54,12 +61,10 @@ def summarise(contest: JSON) -> JSON:
 
 
 def fastest(contest: JSON, precision: str | None = None) -> str | None:
-    """The arm of ours with the least median: of those a caller can have, or of all of one precision."""
+    """The arm of ours with the least median, of all or of those of one precision."""
     arms = measured(contest)
     names = [name for name in arms if name.startswith(OURS)]
-    if precision is None:
-        names = [name for name in names if name != ASKED]
-    else:
+    if precision is not None:
         names = [name for name in names if arms[name]["precision"] == precision]
     return min(names, key=lambda name: median(arms[name]), default=None)
 
@@ -99,22 +104,27 @@ def paired(some: Sequence[JSON], others: Sequence[JSON]) -> list[tuple[JSON, JSO
 
 
 def goals(contest: JSON) -> Iterator[JSON]:
-    """One line per goal and pair of arms: `compared` says what the pair stands for, in words of ANY, EQUAL, ENGINE;
-    the ratio that is wanted, the one measured with its interval, and the verdict.
+    """One line per goal and pair of arms: `compared` says what the pair stands for, in words of ANY, EQUAL, ENGINE, OWN
+    with the precisions; the ratio that is wanted, the one measured with its interval, and the verdict.
     """
     arms = measured(contest)
+    pairs: list[tuple[str, str, list[str], float | None]] = []
     for peer, wanted in GOALS:
-        for ours, compared in _opponents(contest, peer).items():
-            found = times(arms[ours], arms[peer]) if ours in arms and peer in arms else None
-            line = {"ours": ours, "peer": peer, "compared": compared, "wanted": wanted, "times": found}
-            yield {**line, "verdict": verdict(found, wanted)}
+        pairs += [(ours, peer, compared, wanted) for ours, compared in _opponents(contest, peer).items()]
+    pairs += [(ours, peer, [_of_precisions(arms, OWN, ours, peer)], wanted) for ours, peer, wanted in OWN_GOALS]
+    for ours, peer, compared, wanted in pairs:
+        found = times(arms[ours], arms[peer]) if ours in arms and peer in arms else None
+        line = {"ours": ours, "peer": peer, "compared": compared, "wanted": wanted, "times": found}
+        yield {**line, "verdict": verdict(found, wanted)}
 
 
-def verdict(found: JSON | None, wanted: float) -> str:
+def verdict(found: JSON | None, wanted: float | None) -> str:
     """Met where the whole interval is; missed where the ratio is not. Judged by clean rounds alone."""
-    limit = least(wanted)
     if found is None:
-        return "not measured"
+        return UNKNOWN
+    if wanted is None:
+        return TOLD
+    limit = least(wanted)
     if found["dirty"]:
         return "not judged: the machine was busy"
     if found["rounds"] < FEWEST_CLEAN:
@@ -132,7 +142,8 @@ def least(wanted: float) -> float:
 def _opponents(contest: JSON, peer: str) -> dict[str, list[str]]:
     """Arms of ours to set against a peer, and what each of them stands for: one may stand for several things."""
     arms = measured(contest)
-    found = {fastest(contest) or OURS.strip(): [ANY]}
+    first = fastest(contest) or OURS.strip()
+    found = {first: [_of_precisions(arms, ANY, first, peer)]}
     precision = arms.get(peer, {}).get("precision")
     if precision:
         found.setdefault(fastest(contest, precision) or f"ours in {precision}", []).append(f"{EQUAL}, {precision}")
@@ -140,6 +151,12 @@ def _opponents(contest: JSON, peer: str) -> dict[str, list[str]]:
         if other == peer and ours in arms and arms[ours]["precision"] == precision:
             found.setdefault(ours, [f"{EQUAL}, {precision}"]).append(ENGINE)
     return found
+
+
+def _of_precisions(arms: JSON, words: str, ours: str, peer: str) -> str:
+    """What a pair is compared for, with its precisions where they differ."""
+    some, other = (arms.get(name, {}).get("precision") for name in (ours, peer))
+    return f"{words}, {some} against {other}" if some and other and some != other else words
 
 
 def _line(contest: JSON, name: str, base: str) -> JSON:

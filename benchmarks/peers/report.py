@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu.parts import JSON
-from benchmarks.peers.ratios import ENGINE, EQUAL, OURS, goals, least, measured, spread, summarise
+from benchmarks.peers.ratios import ENGINE, EQUAL, OURS, OWN, TOLD, UNKNOWN, goals, least, measured, spread, summarise
 from runtime.errors import InvalidArgument
 
 __all__ = [
     "KIND",
     "OURS",
     "SCHEMA_VERSION",
+    "TOLD",
+    "UNKNOWN",
     "goals",
     "markdown",
     "plot",
@@ -22,6 +24,7 @@ __all__ = [
     "read",
     "summarise",
     "threads_in_words",
+    "wanted_in_words",
 ]
 
 SCHEMA_VERSION, KIND = 2, "s2f-peers"
@@ -131,8 +134,8 @@ def _goals_table(report: JSON, contest: JSON) -> str:
         for name in (goal["ours"], goal["peer"]):
             arm = contest["arms"].get(name)
             quality.append(", ".join(filter(None, quality_in_words(arm, report["arms"][name]))) if arm else "")
-        wanted = f"{'not behind: ' if goal['wanted'] == 1 else ''}≥ {least(goal['wanted']):g} ×"
-        verdict = goal["verdict"] if goal["verdict"] == "met" else f"**{goal['verdict']}**"
+        verdict = goal["verdict"] if goal["verdict"] in ("met", TOLD) else f"**{goal['verdict']}**"
+        wanted = wanted_in_words(goal["wanted"])
         cells = [goal["ours"], goal["peer"], "; ".join(goal["compared"]), wanted, _times(goal["times"])]
         rows.append(f"| {' | '.join([*cells, *quality, verdict])} |")
     return "\n".join([*rows, "", *_verdicts(found)])
@@ -140,17 +143,22 @@ def _goals_table(report: JSON, contest: JSON) -> str:
 
 def _verdicts(found: list[JSON]) -> Iterator[str]:
     """A line for each verdict but "met", so that what is missed is not to be searched for."""
-    kinds = dict.fromkeys(goal["verdict"] for goal in found if goal["verdict"] != "met")
+    kinds = dict.fromkeys(goal["verdict"] for goal in found if goal["verdict"] not in ("met", TOLD))
     if not kinds:
         yield "All goals are met."
     for kind in kinds:
         told = [
             f"{goal['ours']} against {goal['peer']} ({'; '.join(goal['compared'])}"
-            + (f": {goal['times']['value']:.2f} of {least(goal['wanted']):g})" if goal["times"] else ")")
+            + (f": {goal['times']['value']:.2f}, wanted {wanted_in_words(goal['wanted'])})" if goal["times"] else ")")
             for goal in found
             if goal["verdict"] == kind
         ]
         yield f"- **{kind}**: {', '.join(told)}"
+
+
+def wanted_in_words(wanted: float | None) -> str:
+    """The ratio by which a goal is judged; empty where it is not."""
+    return "" if wanted is None else f"{'not behind: ' if wanted == 1 else ''}≥ {least(wanted):g} ×"
 
 
 def quality_in_words(arm: JSON, about: JSON) -> list[str]:
@@ -201,7 +209,8 @@ def _notes(report: JSON) -> str:
         "where nothing else is said, batch 1, from six seconds of PCM in memory to uint8 pixels in memory",
         "ratios: of medians over paired rounds, with a 95 % interval by bootstrap; PSNR and cosine: portraits of the "
         "same seeds against float32 (ours on the CPU)",
-        f'"{EQUAL}": the fastest of ours in the peer\'s precision; "{ENGINE}": ours and the peer by hand on one engine',
+        f'"{EQUAL}": the fastest of ours in the peer\'s precision; "{ENGINE}": ours and the peer by hand on one '
+        f'engine; "{OWN}": two precisions of ours on one device',
         'met: the whole interval is above what is wanted; missed: the ratio is below it, "within the interval" where '
         "the interval reaches it; not certain: only the interval's lower end is below it",
     ]

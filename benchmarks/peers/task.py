@@ -40,7 +40,7 @@ class Task:
 
     @functools.cached_property
     def bundle(self) -> Bundle:
-        """The bundle, verified. Raises the BundleXxx errors."""
+        """The bundle with its own graphs, in float32, verified. Raises the BundleXxx errors."""
         return read_bundle(self.folder)
 
     @functools.cached_property
@@ -85,7 +85,7 @@ def check_parity(task: Task, peer: Peer, seeds: int = 2) -> float:
     import runtime
     from runtime.portrait import psnr
 
-    with runtime.load(task.folder, device="cpu", threads=task.cores) as ours:
+    with runtime.load(task.folder, device="cpu", threads=task.cores, precision="fp32") as ours:
         wanted = [ours.generate(task.speech, seed=seed, steps=task.steps).image for seed in range(seeds)]
     found = psnr(np.stack(wanted), np.stack([peer.draw(seed) for seed in range(seeds)]))
     if found < PARITY_DB:
