@@ -1,7 +1,7 @@
 """What the fakes offer is what the releases offer; and the names that our sources use exist where they are used."""
 
-import importlib.util
 import gzip
+import importlib.util
 import json
 import shutil
 from pathlib import Path

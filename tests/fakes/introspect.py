@@ -6,9 +6,9 @@ Standard library only, and old Pythons welcome: it must run wherever the binding
 and those special methods that change what calling code may do.
 """
 
+import gzip
 import importlib
 import inspect
-import gzip
 import json
 import sys
 from pathlib import Path

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-import importlib.machinery
 import gzip
+import importlib.machinery
 import json
 import types
 from collections.abc import Mapping
