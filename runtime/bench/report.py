@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 from .. import __version__
 from ..backends import Settings
-from ..bundle import read_bundle, read_manifest
+from ..bundle import read_manifest
 from ..errors import InvalidArgument
-from ..pipeline import Pipeline, settings_for, shipped_bundle
+from ..pipeline import Pipeline, read_for, settings_for, shipped_bundle
 from ..portrait import Portrait, Timings
 from .cold import fresh_processes
 from .core import Block, Work, block, flat, statistics, stopwatch, values
@@ -43,6 +43,7 @@ def measure(
     *,
     device: str = "auto",
     threads: int | None = None,
+    precision: str = "auto",
     steps: int | None = None,
     runs: int = RUNS,
     warmup: int = WARMUP,
@@ -63,7 +64,7 @@ def measure(
         raise InvalidArgument(f"patience must be a number of seconds in 0..86400, not {patience!r:.40}.")
     folder = Path(shipped_bundle() if bundle is None else bundle)
     state_before, machine = state(), environment()
-    settings = settings_for(read_manifest(folder)[0], device, threads)
+    settings = settings_for(read_manifest(folder)[0], device, threads, precision)
     once: dict[str, list[float]] = {}
     process: dict[str, Any] = {}
     if patience:
@@ -152,7 +153,7 @@ def _check(name: str, value: Any, low: int) -> None:
 def _open(folder: Path, settings: Settings) -> tuple[Pipeline, dict[str, float]]:
     """What `load` does, its two halves timed in milliseconds. The bundle's bytes are let go."""
     made: list[Any] = []
-    reading = stopwatch(lambda: made.append(read_bundle(folder)), 1)[0]
+    reading = stopwatch(lambda: made.append(read_for(folder, settings)), 1)[0]
     opening = stopwatch(lambda: made.append(Pipeline(made.pop(), settings)), 1)[0]
     return made.pop(), {"read_bundle": reading, "open_sessions": opening}
 
