@@ -67,7 +67,7 @@ def how_fast() -> str:
             f"p99 / p50 of the whole call is {ratio:.2f}. Cold process to saved PNG {once['process_to_png'] / 1e3:.2f} "
             f"s, loading and the first portrait {once['first_portrait'] / 1e3:.2f} s, `import runtime` "
             f"{once['import_runtime']:.0f} ms (everything it can need: {once['import_all']:.0f} ms), peak memory "
-            f"{process['peak_rss_mb']:.0f} MiB (a cold process {process['cold_peak_rss_mb']:.0f} MiB), CPU between "
+            f"{process['peak_rss_mib']:.0f} MiB (a cold process {process['cold_peak_rss_mib']:.0f} MiB), CPU between "
             f"calls {process['idle_cpu_ms_per_s'] / 10:.3f} %.{_once(report)}",
             "",
             f"![Distribution of the calls, and the stages](docs/{PICTURE.name})",

@@ -270,6 +270,7 @@ def _as_measured(arguments: argparse.Namespace, settings: dict[str, Any]) -> Non
     """Where the user has not said otherwise, a run is like the one it is held against."""
     arguments.device = settings["device"] if arguments.device == "auto" else arguments.device
     arguments.threads = arguments.threads or settings["threads"]
+    arguments.precision = settings["precision"] if arguments.precision == "auto" else arguments.precision
     arguments.steps = arguments.steps or settings["steps"]
 
 

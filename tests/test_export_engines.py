@@ -399,7 +399,7 @@ def test_s2f_prepare(
     assert target.read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     assert main(["verify", str(bundle.path), "--device", "tensorrt"]) == 0
-    assert "PSNR to the CPU at least" in capsys.readouterr().out
+    assert "PSNR to the CPU in fp32 at least" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         patch.setattr("runtime.portrait.psnr", lambda *_: 20.0)
         assert main(["verify", str(bundle.path), "--device", "tensorrt"]) == CODES["BackendFailed"]

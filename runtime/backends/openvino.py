@@ -61,11 +61,10 @@ class OpenVinoSession(Session):
     def _open(self, data: bytes, settings: Settings) -> None:
         precision = precision_here() if settings.precision == "auto" else settings.precision
         chosen = dataclasses.replace(settings, precision=precision)
-        compiled = _kept(self.source or sha256_hex(data), chosen) or compile_graph(
-            data, chosen, f"the {self.stage} graph"
-        )
-        self._compiled: Any = compiled
-        self._request: Any = compiled.create_infer_request()
+        kept = _kept(self.source or sha256_hex(data), chosen)
+        self.prepared = kept is not None
+        self._compiled: Any = kept or compile_graph(data, chosen, f"the {self.stage} graph")
+        self._request: Any = self._compiled.create_infer_request()
 
     def _specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         inputs = [_spec(port, self.inputs) for port in self._compiled.inputs]

@@ -27,7 +27,7 @@ from .energy import joules_per_call
 from .speech import synthetic_speech, wav_bytes
 from .system import environment, gpus, state, versions
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KIND = "s2f-bench"
 RUNS, WARMUP = 200, 20
 BLOCK_SECONDS, BLOCK_CALLS = 0.75, 5
@@ -72,7 +72,7 @@ def measure(
     begin = snapshot()
     if cold:
         once.update(fresh_processes(folder, settings, steps))
-        process["cold_peak_rss_mb"] = _peak_rss(children=True)
+        process["cold_peak_rss_mib"] = _peak_rss(children=True)
     vram = _device_memory(settings)
     pipeline, opening = _open(folder, settings)
     with pipeline:
@@ -83,8 +83,8 @@ def measure(
         once.update({name: [value] for name, value in opening.items()})
         once_conditions = between(begin, snapshot())
         blocks, conditions = _warm(works, runs, warmup, patience, doubt)
-        process.update(_idle(), peak_rss_mb=_peak_rss(), os_threads=_os_threads())
-        process["vram_mb"] = None if vram is None else _difference(vram, _device_memory(settings))
+        process.update(_idle(), peak_rss_mib=_peak_rss(), os_threads=_os_threads())
+        process["vram_mib"] = None if vram is None else _difference(vram, _device_memory(settings))
         energy = joules_per_call(works["end_to_end"])
     return {
         "schema_version": SCHEMA_VERSION,
@@ -94,6 +94,7 @@ def measure(
         "bundle": {"name": pipeline.manifest.name, "sha256": pipeline.identity},
         "settings": {
             **{"device": settings.device, "threads": settings.threads, "steps": count, "batch": 1},
+            **{"precision": pipeline.precision, "prepared": pipeline.prepared},
             **{"runs": runs, "warmup": warmup, "patience": patience},
         },
         "machine": machine,
