@@ -248,6 +248,20 @@ def test_fresh_processes_run_nothing_of_the_working_folder(
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize(("device", "precision"), [("auto", "auto"), ("cpu", "fp32")])
+def test_a_cold_process_is_asked_for_what_the_user_asked_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str, precision: str
+) -> None:
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(cold, "_python", lambda *arguments: started.append(arguments) or "1")
+    monkeypatch.setattr(reporting, "IDLE_SECONDS", 0.01)
+    bench.measure(bundle, device=device, precision=precision, threads=1, steps=1, runs=1, warmup=0)
+    drawing = [one for one in started if "generate" in one]
+    assert len(drawing) == cold.COLD_STARTS
+    for one in drawing:
+        assert (one[one.index("--device") + 1], one[one.index("--precision") + 1]) == (device, precision)
+
+
 def test_bad_options(bundle: Path) -> None:
     for runs, warmup in ((0, 0), (-1, 0), (True, 0), (1, -1)):
         with pytest.raises(InvalidArgument):

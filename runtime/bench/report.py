@@ -71,7 +71,7 @@ def measure(
         wait_for_quiet(time.monotonic() + patience)
     begin = snapshot()
     if cold:
-        once.update(fresh_processes(folder, settings, steps))
+        once.update(fresh_processes(folder, Settings(device, settings.threads, precision), settings.device, steps))
         process["cold_peak_rss_mib"] = _peak_rss(children=True)
     vram = _device_memory(settings)
     pipeline, opening = _open(folder, settings)
