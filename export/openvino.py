@@ -15,13 +15,13 @@ from runtime.backends.openvino import NAME, OpenVinoSession, keep, place_here, p
 from runtime.backends.ort import OrtSession
 from runtime.bundle import Bundle
 from runtime.cache import Cache
-from runtime.comparison import ENOUGH_DB, Comparison, comparison_key, write_comparison
 from runtime.engines import RECORDS
 from runtime.errors import BackendMissing
 from runtime.executor import Executor, StepwiseExecutor
 from runtime.machine import usable_cores
 from runtime.portrait import psnr
 from runtime.prepare import Tell
+from runtime.standing import ENOUGH_DB, Standing, standing_key, write_standing
 
 SEEDS = 6
 ROUNDS, CALLS = 16, 2
@@ -39,7 +39,7 @@ def prepare(bundle: Bundle, tell: Tell, *, clock: Clock = time.perf_counter) -> 
     """
     select(NAME)
     cache, manifest = Cache.default(), bundle.manifest
-    key = comparison_key(manifest)
+    key = standing_key(manifest)
     with cache.lock(RECORDS, key, waiting=lambda: tell("another process prepares; waiting")):
         try:
             select("cpu")
@@ -48,7 +48,7 @@ def prepare(bundle: Bundle, tell: Tell, *, clock: Clock = time.perf_counter) -> 
             precision = precisions_here()[0]
         else:
             found = compare(bundle, tell, clock)
-            write_comparison(cache, manifest, found)
+            write_standing(cache, manifest, found)
             precision = found.precision
             tell(f"{found}: {'auto takes openvino' if found.wins else 'auto does not take openvino'}")
         counts, size = thread_counts(), 0
@@ -65,7 +65,7 @@ def thread_counts() -> list[int]:
     return sorted({1, usable_cores()})
 
 
-def compare(bundle: Bundle, tell: Tell, clock: Clock = time.perf_counter) -> Comparison:
+def compare(bundle: Bundle, tell: Tell, clock: Clock = time.perf_counter) -> Standing:
     """OpenVINO in the precisions of this CPU against ONNX Runtime, with one thread and with all usable cores.
 
     The precision is the fastest with all cores of those that draw the same, else the one that comes nearest.
@@ -88,7 +88,7 @@ def compare(bundle: Bundle, tell: Tell, clock: Clock = time.perf_counter) -> Com
     fastest = times[max(times)]
     chosen = min(same, key=lambda name: fastest[name]) if same else max(alike, key=lambda name: alike[name])
     pairs = {threads: (values[chosen], values[YARDSTICK]) for threads, values in times.items()}
-    return Comparison(chosen, alike[chosen], pairs, place_here())
+    return Standing(chosen, alike[chosen], pairs, place_here())
 
 
 def likeness(bundle: Bundle, arms: Mapping[str, Executor]) -> dict[str, float]:

@@ -120,8 +120,8 @@ def prepare(arguments: argparse.Namespace) -> int:
 def info(arguments: argparse.Namespace) -> int:
     from .bundle import read_manifest
     from .cache import Cache, Refused
-    from .comparison import read_comparison
     from .pipeline import shipped_bundle
+    from .standing import read_standing
 
     manifest, identity = read_manifest(arguments.bundle or shipped_bundle())
     if arguments.json:
@@ -146,7 +146,7 @@ def info(arguments: argparse.Namespace) -> int:
     }
     facts.update(_variants(manifest))
     with contextlib.suppress(Refused):  # which the doctor and "auto" tell of
-        measured = read_comparison(Cache.default(), manifest)
+        measured = read_standing(Cache.default(), manifest)
         facts.update({"openvino": f"{measured} to ONNX Runtime, measured here"} if measured else {})
     sys.stdout.write("".join(f"{key:10} {value}\n" for key, value in facts.items()))
     return 0

@@ -25,11 +25,11 @@ from runtime.bench import synthetic_speech
 from runtime.bundle import Bundle, TensorSpec, read_bundle
 from runtime.cache import Cache
 from runtime.cli import main
-from runtime.comparison import ENOUGH_DB, Comparison, comparison_key, read_comparison, write_comparison
 from runtime.engines import ENGINES, RECORDS
 from runtime.errors import BackendFailed, BackendMissing, BundleInvalid, Closed, DeviceOutOfMemory, OutputUnwritable
 from runtime.pipeline import Pipeline, shipped_bundle
 from runtime.portrait import psnr
+from runtime.standing import ENOUGH_DB, Standing, read_standing, standing_key, write_standing
 
 VOICE = (synthetic_speech(), 16000)
 F32 = Settings("openvino", 1, "fp32")
@@ -69,8 +69,8 @@ def unet_feeds(batch: int) -> dict[str, Any]:
     }
 
 
-def a_comparison(**changes: Any) -> Comparison:
-    found = Comparison("fp32", 60.0, {1: (10.0, 20.0), 2: (5.0, 9.0)}, openvino.place_here())
+def a_standing(**changes: Any) -> Standing:
+    found = Standing("fp32", 60.0, {1: (10.0, 20.0), 2: (5.0, 9.0)}, openvino.place_here())
     return dataclasses.replace(found, **changes)
 
 
@@ -373,7 +373,7 @@ def test_what_is_chosen(
 ) -> None:
     alike.update(quality)
     prepared(bundle, monkeypatch, *seconds)
-    found = read_comparison(Cache.default(), bundle.manifest)
+    found = read_standing(Cache.default(), bundle.manifest)
     assert found is not None
     assert (found.precision, found.psnr, found.wins) == (precision, alike[precision], taken)
     assert openvino.precision_for(bundle.manifest) == precision
@@ -382,9 +382,9 @@ def test_what_is_chosen(
 
 @here
 def test_faster_with_all_cores_alone_is_not_enough(bundle: Bundle, cache: Cache) -> None:
-    write_comparison(cache, bundle.manifest, a_comparison(milliseconds={1: (20.0, 19.0), 2: (5.0, 9.0)}))
+    write_standing(cache, bundle.manifest, a_standing(milliseconds={1: (20.0, 19.0), 2: (5.0, 9.0)}))
     assert select("auto", bundle.manifest) == "cpu"
-    write_comparison(cache, bundle.manifest, a_comparison())
+    write_standing(cache, bundle.manifest, a_standing())
     assert select("auto", bundle.manifest) == "openvino"
 
 
@@ -392,7 +392,7 @@ def test_faster_with_all_cores_alone_is_not_enough(bundle: Bundle, cache: Cache)
 def test_the_real_measurement(bundle: Bundle, cache: Cache) -> None:
     told: list[str] = []
     prepares.prepare(bundle, told.append)
-    found = read_comparison(cache, bundle.manifest)
+    found = read_standing(cache, bundle.manifest)
     assert found is not None
     assert found.psnr >= ENOUGH_DB
     assert all(value > 0 for pair in found.milliseconds.values() for value in pair)
@@ -401,18 +401,18 @@ def test_the_real_measurement(bundle: Bundle, cache: Cache) -> None:
 
 def stale(cache: Cache, bundle: Bundle) -> str:
     place = {**openvino.place_here(), "OpenVINO": "2020.1"}
-    write_comparison(cache, bundle.manifest, a_comparison(place=place))
+    write_standing(cache, bundle.manifest, a_standing(place=place))
     return "OpenVINO was 2020.1, is "
 
 
 def writable(cache: Cache, bundle: Bundle) -> str:
-    write_comparison(cache, bundle.manifest, a_comparison())
-    cache.path(RECORDS, comparison_key(bundle.manifest)).chmod(0o666)
+    write_standing(cache, bundle.manifest, a_standing())
+    cache.path(RECORDS, standing_key(bundle.manifest)).chmod(0o666)
     return "may be written by others"
 
 
 def unreadable(cache: Cache, bundle: Bundle) -> str:
-    cache.write(RECORDS, comparison_key(bundle.manifest), json.dumps({"milliseconds": [1]}).encode())
+    cache.write(RECORDS, standing_key(bundle.manifest), json.dumps({"milliseconds": [1]}).encode())
     return "not readable"
 
 
@@ -427,7 +427,7 @@ def test_a_record_that_does_not_hold_is_passed_over_with_the_reason(
     assert "openvino is passed over" in caplog.text
     assert said in caplog.text
     assert "s2f prepare BUNDLE --device openvino" in caplog.text
-    assert said in openvino.standing(bundle.manifest)
+    assert said in openvino.standing_text(bundle.manifest)
     with runtime.load(bundle.path, device="openvino") as pipeline:  # asked for, it works all the same
         assert pipeline.generate(VOICE).image.shape == (32, 32, 3)
 
@@ -436,7 +436,7 @@ def test_a_record_that_does_not_hold_is_passed_over_with_the_reason(
 def test_openvino_was_removed_since(
     bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_comparison(cache, bundle.manifest, a_comparison())
+    write_standing(cache, bundle.manifest, a_standing())
     hide(monkeypatch, "openvino")
     with caplog.at_level(logging.WARNING, "runtime"):
         assert select("auto", bundle.manifest) == "cpu"
@@ -447,11 +447,11 @@ def test_openvino_was_removed_since(
 def test_a_record_of_another_processor_or_bundle_is_none(
     bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    write_comparison(cache, bundle.manifest, a_comparison())
+    write_standing(cache, bundle.manifest, a_standing())
     other = read_bundle(write_tiny_bundle(tmp_path / "other", arm=DIFFUSION))
-    assert read_comparison(cache, other.manifest) is None
-    monkeypatch.setattr("runtime.comparison.cpu_model", lambda: "another")
-    assert read_comparison(cache, bundle.manifest) is None
+    assert read_standing(cache, other.manifest) is None
+    monkeypatch.setattr("runtime.standing.cpu_model", lambda: "another")
+    assert read_standing(cache, bundle.manifest) is None
 
 
 @here
@@ -463,7 +463,7 @@ def test_without_onnx_runtime_nothing_is_compared(
     prepares.prepare(bundle, told.append)
     assert "not measured against ONNX Runtime" in told[0]
     assert told[-1].startswith("ready: compiled graphs")
-    assert read_comparison(cache, bundle.manifest) is None
+    assert read_standing(cache, bundle.manifest) is None
     with runtime.load(bundle.path, device="openvino") as pipeline:
         pipeline.generate(VOICE)
 
@@ -494,7 +494,7 @@ def test_the_commands(shipped: Bundle, cache: Cache, capsys: pytest.CaptureFixtu
     assert "openvino openvino: works\n           not measured against ONNX Runtime here" in text
     assert main(["prepare", folder, "--device", "openvino"]) == 0
     assert "ready: compiled graphs" in capsys.readouterr().out
-    write_comparison(cache, shipped.manifest, a_comparison())
+    write_standing(cache, shipped.manifest, a_standing())
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "openvino openvino: works; the one --device auto takes" in text

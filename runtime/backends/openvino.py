@@ -29,11 +29,11 @@ import numpy as np
 
 from ..bundle import Manifest, TensorSpec, sha256_hex
 from ..cache import Cache, Refused
-from ..comparison import Comparison, read_comparison
 from ..engines import ENGINES
 from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, NotPrepared, S2FError
 from ..machine import cpu_flags, cpu_model, usable_cores
 from ..precision import offers_int8
+from ..standing import Standing, read_standing
 from . import ort
 from .base import Array, Device, Session, Settings, Tensor, lacks_memory
 
@@ -150,7 +150,7 @@ def precisions_here() -> tuple[str, ...]:
 
 
 def place_here() -> dict[str, str]:
-    """What a comparison holds for, beside the bundle and the processor. Raises BackendMissing."""
+    """What a standing holds for, beside the bundle and the processor. Raises BackendMissing."""
     theirs = (metadata.distributions(name=name) for name in ("onnxruntime", "onnxruntime-gpu"))  # without importing it
     return {
         "OpenVINO": str(package().__version__),
@@ -159,13 +159,13 @@ def place_here() -> dict[str, str]:
     }
 
 
-def comparison_here(manifest: Manifest) -> Comparison | None:
+def standing_here(manifest: Manifest) -> Standing | None:
     """What `s2f prepare` measured of a bundle here; None where it did not.
 
     Raises NotPrepared with the reason where that is refused or does not hold any more, BackendMissing.
     """
     try:
-        found = read_comparison(Cache.default(), manifest)
+        found = read_standing(Cache.default(), manifest)
     except Refused as reason:
         raise NotPrepared(f"what was measured is refused: {reason}. {PREPARE}") from None
     if found is None:
@@ -180,7 +180,7 @@ def comparison_here(manifest: Manifest) -> Comparison | None:
 def is_faster(manifest: Manifest) -> bool:
     """Whether `s2f prepare` found that a bundle is drawn faster here than by ONNX Runtime, and alike."""
     try:
-        found = comparison_here(manifest)
+        found = standing_here(manifest)
     except S2FError as reason:
         logger.warning("openvino is passed over: %s", reason)
         return False
@@ -192,10 +192,10 @@ def is_faster(manifest: Manifest) -> bool:
     return found.wins
 
 
-def standing(manifest: Manifest) -> str:
+def standing_text(manifest: Manifest) -> str:
     """What is known here of OpenVINO with a bundle, for a reader."""
     try:
-        found = comparison_here(manifest)
+        found = standing_here(manifest)
     except S2FError as reason:
         return str(reason)
     if found is None:
@@ -206,7 +206,7 @@ def standing(manifest: Manifest) -> str:
 def precision_for(manifest: Manifest) -> str:
     """The precision that `s2f prepare` found to serve a bundle here, else the one the CPU is made for."""
     try:
-        found = comparison_here(manifest)
+        found = standing_here(manifest)
     except S2FError as reason:
         logger.info("the precision is that of the processor: %s", reason)
         found = None

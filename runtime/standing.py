@@ -24,7 +24,7 @@ GAIN = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Standing:
     """`precision`: OpenVINO's that was found best, "fp32" or "bf16". `psnr`: dB, the lowest of several seeds at the
     default steps. `milliseconds`: of a portrait, by number of threads: (OpenVINO's, ONNX Runtime's). `place`: what it
     was measured with, by name.
@@ -49,7 +49,7 @@ class Comparison:
         return f"{self.precision}, {times}; PSNR {self.psnr:.1f} dB"
 
 
-def comparison_key(manifest: Manifest) -> dict[str, Any]:
+def standing_key(manifest: Manifest) -> dict[str, Any]:
     """The cache key: bundle and processor. Releases are in the record, so that one can say what has changed."""
     return {
         "compared": ["openvino", "onnxruntime"],
@@ -60,20 +60,20 @@ def comparison_key(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def read_comparison(cache: Cache, manifest: Manifest) -> Comparison | None:
+def read_standing(cache: Cache, manifest: Manifest) -> Standing | None:
     """The record of a bundle on this processor, None where there is none. Raises Refused."""
-    data = cache.read(RECORDS, comparison_key(manifest))
+    data = cache.read(RECORDS, standing_key(manifest))
     if data is None:
         return None
     try:
         value = json.loads(data)
         times = {int(n): (float(ours), float(theirs)) for n, (ours, theirs) in value["milliseconds"].items()}
         place = {str(name): str(text) for name, text in value["place"].items()}
-        return Comparison(str(value["precision"]), float(value["psnr"]), times, place)
+        return Standing(str(value["precision"]), float(value["psnr"]), times, place)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refused(f"the record of what was measured is not readable ({type(error).__name__})") from None
 
 
-def write_comparison(cache: Cache, manifest: Manifest, comparison: Comparison) -> None:
-    """Remember a comparison. Raises OutputUnwritable."""
-    cache.write(RECORDS, comparison_key(manifest), json.dumps(dataclasses.asdict(comparison), sort_keys=True).encode())
+def write_standing(cache: Cache, manifest: Manifest, standing: Standing) -> None:
+    """Remember a standing. Raises OutputUnwritable."""
+    cache.write(RECORDS, standing_key(manifest), json.dumps(dataclasses.asdict(standing), sort_keys=True).encode())
