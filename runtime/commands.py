@@ -147,7 +147,7 @@ def info(arguments: argparse.Namespace) -> int:
     facts.update(_variants(manifest))
     with contextlib.suppress(Refused):  # which the doctor and "auto" tell of
         measured = read_standing(Cache.default(), manifest)
-        facts.update({"openvino": f"{measured} to ONNX Runtime, measured here"} if measured else {})
+        facts.update({"openvino": f"{measured}, measured here"} if measured else {})
     sys.stdout.write("".join(f"{key:10} {value}\n" for key, value in facts.items()))
     return 0
 

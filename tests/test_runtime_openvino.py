@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_bundle import DIFFUSION, SHORTCUT, Arm, write_tiny_bundle
+from tiny_bundle import DIFFUSION, SHORTCUT, Arm, add_variant, write_tiny_bundle
 
 import runtime
 from export import openvino as prepares
+from export import trial
 from runtime.backends import Settings, available, openvino, select
 from runtime.bench import synthetic_speech
 from runtime.bundle import Bundle, TensorSpec, read_bundle
@@ -44,9 +45,10 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cache:
 
 
 @pytest.fixture(autouse=True)
-def no_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have tests of their own, and would be told here in between."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms have tests of their own, and would be told here in between; a quiet machine is not waited for."""
     monkeypatch.setattr(prepares, "record_forms", lambda *_: None)
+    monkeypatch.setattr(trial, "PATIENCE", 0.0)
 
 
 @pytest.fixture
@@ -70,21 +72,8 @@ def unet_feeds(batch: int) -> dict[str, Any]:
 
 
 def a_standing(**changes: Any) -> Standing:
-    found = Standing("fp32", 60.0, {1: (10.0, 20.0), 2: (5.0, 9.0)}, openvino.place_here())
+    found = Standing("fp32", 60.0, "fp32", {1: (10.0, 20.0), 2: (5.0, 9.0)}, openvino.place_here())
     return dataclasses.replace(found, **changes)
-
-
-class Stopwatch:
-    """A clock on which each arm's portraits take the seconds it is given: arms in turn, `CALLS` portraits of each."""
-
-    def __init__(self, *seconds: float) -> None:
-        self.seconds, self.reads, self.now = seconds, 0, 0.0
-
-    def __call__(self) -> float:
-        portrait, end = divmod(self.reads, 2)
-        self.now += self.seconds[portrait // prepares.CALLS % len(self.seconds)] if end else 0.0
-        self.reads += 1
-        return self.now
 
 
 @here
@@ -320,7 +309,9 @@ def prepared(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *seconds: float) -
     """Prepare where ONNX Runtime, bf16 and f32 take these seconds."""
     told: list[str] = []
     monkeypatch.setattr(openvino, "cpu_flags", lambda: ["avx512_bf16"])
-    prepares.prepare(bundle, told.append, clock=Stopwatch(*seconds))
+    take = iter([*seconds] * len(prepares.thread_counts()))
+    monkeypatch.setattr(prepares, "medians", lambda arms, *_: {name: next(take) * 1e3 for name in arms})
+    prepares.prepare(bundle, told.append)
     return told
 
 
@@ -340,7 +331,7 @@ def test_the_faster_is_taken_from_then_on(
     told = prepared(bundle, monkeypatch, 0.02, 0.01, 0.015)
     assert "ONNX Runtime 20.0 ms, bf16 10.0 ms, fp32 15.0 ms" in told[0]
     assert "50.0 dB in bf16, 90.0 dB in fp32" in told[-3]
-    assert told[-2].endswith("PSNR 50.0 dB: auto takes openvino")
+    assert told[-2].endswith("PSNR in bf16 50.0 dB to ONNX Runtime in fp32: auto takes openvino")
     assert told[-1].startswith("ready: compiled graphs in bf16")
     assert select("auto", bundle.manifest) == "openvino"
     compiling.clear()
@@ -386,6 +377,60 @@ def test_faster_with_all_cores_alone_is_not_enough(bundle: Bundle, cache: Cache)
     assert select("auto", bundle.manifest) == "cpu"
     write_standing(cache, bundle.manifest, a_standing())
     assert select("auto", bundle.manifest) == "openvino"
+
+
+@pytest.fixture
+def eight(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """With a variant, on a processor that is made for it."""
+    monkeypatch.setattr("runtime.variants.cpu_flags", lambda: ["avx512_vnni"])
+    return read_bundle(add_variant(bundle.path))
+
+
+@here
+@pytest.mark.parametrize(("quality", "precision"), [(31.0, "int8"), (29.0, "bf16")])
+def test_eight_bits_are_measured_where_auto_may_take_them(
+    quality: float,
+    precision: str,
+    *,
+    eight: Bundle,
+    alike: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    compiling: list[str],
+) -> None:
+    """They are beside ONNX Runtime in eight bits, and need not be as alike as others."""
+    alike["int8"] = quality
+    told = prepared(eight, monkeypatch, 0.03, 0.02, 0.025, 0.01)
+    assert "bf16 20.0 ms, fp32 25.0 ms, int8 10.0 ms; ONNX Runtime in int8" in told[0]
+    found = read_standing(Cache.default(), eight.manifest)
+    assert found is not None
+    assert (found.precision, found.peer, found.psnr, found.wins) == (precision, "int8", alike[precision], True)
+    compiling.clear()
+    with runtime.load(eight.path) as pipeline:
+        assert (pipeline.device, pipeline.precision, pipeline.prepared) == ("openvino", precision, True)
+    assert set(compiling) <= {"a test graph"}
+
+
+@here
+def test_a_record_is_of_a_bundle_with_its_variant(bundle: Bundle, cache: Cache) -> None:
+    write_standing(cache, bundle.manifest, a_standing())
+    eight = read_bundle(add_variant(bundle.path)).manifest
+    assert read_standing(cache, eight) is None
+    write_standing(cache, eight, a_standing(precision="int8", psnr=31.0))
+    assert read_standing(cache, read_bundle(add_variant(bundle.path, gate="missed")).manifest) is None
+
+
+@here
+def test_the_yardstick_is_float32(eight: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str, str | None]] = []
+    real = prepares.StepwiseExecutor
+
+    def noted(bundle: Bundle, opener: Any, settings: Settings) -> Any:
+        seen.append((settings.device, settings.precision, bundle.variant))
+        return real(bundle, opener, settings)
+
+    monkeypatch.setattr(prepares, "StepwiseExecutor", noted)
+    assert min(prepares.likeness(eight, ["fp32", "int8"], 1).values()) > ENOUGH_DB
+    assert seen == [("cpu", "fp32", None), ("openvino", "fp32", None), ("openvino", "int8", "int8-x86")]
 
 
 @here
@@ -498,7 +543,8 @@ def test_the_commands(shipped: Bundle, cache: Cache, capsys: pytest.CaptureFixtu
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "openvino openvino: works; the one --device auto takes" in text
-    assert "fp32, 10.0 ms against 20.0 ms with 1 thread, 5.0 ms against 9.0 ms with 2 threads; PSNR 60.0 dB" in text
+    assert "fp32, 10.0 ms against 20.0 ms with 1 thread, 5.0 ms against 9.0 ms with 2 threads of ONNX Run" in text
+    assert "time in fp32; PSNR in fp32 60.0 dB to ONNX Runtime in fp32: faster" in text
     assert main(["info", folder]) == 0
     assert "openvino   fp32, 10.0 ms against 20.0 ms" in capsys.readouterr().out
     assert main(["verify", folder]) == 0

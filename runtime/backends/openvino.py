@@ -200,7 +200,7 @@ def standing_text(manifest: Manifest) -> str:
         return str(reason)
     if found is None:
         return f"not measured against ONNX Runtime here, so auto passes it over. {PREPARE}"
-    return f"{found} to ONNX Runtime: {'faster' if found.wins else 'auto passes it over'}"
+    return f"{found}: {'faster' if found.wins else 'auto passes it over'}"
 
 
 def precision_for(manifest: Manifest) -> str:
