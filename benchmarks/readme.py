@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "latency.png"
 RESULTS = Path("benchmarks/results")
 PEERS = RESULTS / "peers.json"
+DEMOS = "demo-*-steps4.json"
+"""The shipped bundle at its default steps, a file per device of the CPU."""
 DEMO, EDITIONS, GATE = RESULTS / "demo-cpu-steps4.json", RESULTS / "editions" / "latency.json", RESULTS / "gate.json"
 JSON = dict[str, Any]
 
@@ -73,6 +75,36 @@ def how_fast() -> str:
             f"![Distribution of the calls, and the stages](docs/{PICTURE.name})",
         ]
     )
+
+
+def openvino() -> str:
+    """The shipped bundle by device of the CPU, a column per report of `s2f bench`."""
+    places = sorted(path.relative_to(ROOT) for path in (ROOT / RESULTS).glob(DEMOS))
+    found = [read_report(ROOT / place) for place in places]
+    rows = [["ms, p50", *map(_drawn_with, found)]]
+    for stage in ("encoder", "step", "decoder", "end_to_end"):
+        mark = "**" if stage == "end_to_end" else ""
+        cells = [f"{mark}{_shown(report)[stage]['p50']:.1f}{mark}" for report in found]
+        rows.append([ROWS[stage].format(steps=found[0]["settings"]["steps"]), *cells])
+    rows += [
+        ["the same, p99", *(f"{_shown(report)['end_to_end']['p99']:.1f}" for report in found)],
+        ["cold process to saved PNG", *(f"{report['once_ms']['process_to_png']['p50']:.0f}" for report in found)],
+        ["its peak memory, MiB", *(f"{report['process']['cold_peak_rss_mib']:.0f}" for report in found)],
+    ]
+    made = [
+        f"{report['settings']['device']}: {_calls(report)} on {report['machine']['id']} ([JSON]({at}))"
+        for at, report in zip(places, found, strict=True)
+    ]
+    return "\n".join([f"`s2f bench --device DEVICE`; {'; '.join(made)}:", "", *table(rows)])
+
+
+def _drawn_with(report: JSON) -> str:
+    """Library, precision, threads, and whether the graphs came from the cache."""
+    settings, versions = report["settings"], report["versions"]
+    library = {"cpu": "ONNX Runtime", "openvino": "OpenVINO"}[settings["device"]]
+    version = versions["openvino" if settings["device"] == "openvino" else "onnxruntime"]
+    prepared = "prepared" if settings["prepared"] else "not prepared"
+    return f"{library} {version}, {settings['precision']}, {settings['threads']} threads, {prepared}"
 
 
 def editions() -> str:
@@ -153,6 +185,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "how fast": how_fast,
     "peers": peers,
     "editions": editions,
+    "openvino": openvino,
     "gate": gate,
 }
 INLINE = ("headline",)
