@@ -135,9 +135,9 @@ def gate() -> str:
         f"With the limit at {found['limit']:g}, of {same['runs']} reruns of one build on a shared machine "
         f"{same['judged']} found enough undisturbed calls to be judged; {same['called_slower'] or 'none'} was called "
         f"slower (ratios of p5: {ranges[0]}). With a sleep of {100 * found['sleep']:.0f} % put in after every call, "
-        f"{slow['judged']} of {slow['runs']} were judged and {slow['called_slower']} called slower "
-        f"(ratios {ranges[1]}). With a loop burning every CPU, {busy['dirty']} of {busy['runs']} runs were marked "
-        f"dirty, {busy['returned']} ended as usual and {busy['called_slower'] or 'none'} was called slower "
+        f"{slow['judged']} of {slow['runs']} were judged, in {slow['tries']} tries, and {slow['called_slower']} called "
+        f"slower (ratios {ranges[1]}). With a loop burning every CPU, {busy['dirty']} of {busy['runs']} runs were "
+        f"marked dirty, {busy['returned']} ended as usual and {busy['called_slower'] or 'none'} was called slower "
         f"([JSON]({GATE}), `python -m benchmarks.gate`)."
     )
 
