@@ -64,6 +64,7 @@ def bundle(tmp_path: Path) -> Bundle:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     monkeypatch.setenv("S2F_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(trial, "PATIENCE", 0.0)
     return Cache.default()
 
 
