@@ -26,10 +26,10 @@ def main() -> None:
     import soxr  # noqa: F401
 
     mark("import soundfile, soxr, Pillow")
-    bundle = runtime.pipeline.read_bundle(sys.argv[2])
-    mark("read and verify the bundle")
-    settings = runtime.pipeline.settings_for(bundle.manifest, sys.argv[3])
+    settings = runtime.pipeline.settings_for(runtime.pipeline.read_manifest(sys.argv[2])[0], sys.argv[3])
     mark("choose and import the backend")
+    bundle = runtime.pipeline.read_for(sys.argv[2], settings)
+    mark("read and verify the bundle")
     from runtime.backends.base import Session
 
     begin = Session.__init__

@@ -24,7 +24,9 @@ ROOT = Path(__file__).parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "latency.png"
 RESULTS = Path("benchmarks/results")
 PEERS = RESULTS / "peers.json"
-DEMO, EDITIONS, GATE = RESULTS / "demo-cpu-steps4.json", RESULTS / "editions" / "latency.json", RESULTS / "gate.json"
+DEMOS = "demo-*-steps4.json"
+"""The shipped bundle at its default steps, a file per device of the CPU."""
+DEMO, GATE = RESULTS / "demo-cpu-steps4.json", RESULTS / "gate.json"
 JSON = dict[str, Any]
 
 COLUMNS = ("p50", "p90", "p99", "min")
@@ -67,7 +69,7 @@ def how_fast() -> str:
             f"p99 / p50 of the whole call is {ratio:.2f}. Cold process to saved PNG {once['process_to_png'] / 1e3:.2f} "
             f"s, loading and the first portrait {once['first_portrait'] / 1e3:.2f} s, `import runtime` "
             f"{once['import_runtime']:.0f} ms (everything it can need: {once['import_all']:.0f} ms), peak memory "
-            f"{process['peak_rss_mb']:.0f} MiB (a cold process {process['cold_peak_rss_mb']:.0f} MiB), CPU between "
+            f"{process['peak_rss_mib']:.0f} MiB (a cold process {process['cold_peak_rss_mib']:.0f} MiB), CPU between "
             f"calls {process['idle_cpu_ms_per_s'] / 10:.3f} %.{_once(report)}",
             "",
             f"![Distribution of the calls, and the stages](docs/{PICTURE.name})",
@@ -75,23 +77,34 @@ def how_fast() -> str:
     )
 
 
-def editions() -> str:
-    """This bundle beside the first edition of the model, one thread and two."""
-    two, one = json.loads((ROOT / EDITIONS).read_text(encoding="utf-8"))
-    arms = [
-        *zip(("first, 8 steps, 2 threads", "this, 4 steps, 2 threads"), two["stages_ms"].values(), strict=True),
-        *zip(("first, 1 thread", "this, 1 thread"), one["stages_ms"].values(), strict=True),
-    ]
-    (before, _), (after, _), (old, _), (new, _) = arms
-    rows = [["ms, p50 (min)", before, after, "times faster", old, new, "times faster"]]
+def openvino() -> str:
+    """The shipped bundle by device of the CPU, a column per report of `s2f bench`."""
+    places = sorted(path.relative_to(ROOT) for path in (ROOT / RESULTS).glob(DEMOS))
+    found = [read_report(ROOT / place) for place in places]
+    rows = [["ms, p50", *map(_drawn_with, found)]]
     for stage in ("encoder", "step", "decoder", "end_to_end"):
-        cells = []
-        for (_, first), (_, second) in (arms[:2], arms[2:]):
-            a, b = first[stage], second[stage]
-            cells += [*(f"{x['p50']:.1f} ({x['min']:.1f})" for x in (a, b)), f"{a['p50'] / b['p50']:.1f}"]
-        name = "one step" if stage == "step" else stage.replace("_", " ")
-        rows.append([f"**{cell}**" if stage == "end_to_end" else cell for cell in (name, *cells)])
-    return "\n".join(table(rows))
+        mark = "**" if stage == "end_to_end" else ""
+        cells = [f"{mark}{_shown(report)[stage]['p50']:.1f}{mark}" for report in found]
+        rows.append([ROWS[stage].format(steps=found[0]["settings"]["steps"]), *cells])
+    rows += [
+        ["the same, p99", *(f"{_shown(report)['end_to_end']['p99']:.1f}" for report in found)],
+        ["cold process to saved PNG", *(f"{report['once_ms']['process_to_png']['p50']:.0f}" for report in found)],
+        ["its peak memory, MiB", *(f"{report['process']['cold_peak_rss_mib']:.0f}" for report in found)],
+    ]
+    made = [
+        f"{report['settings']['device']}: {_calls(report)} on {report['machine']['id']} ([JSON]({at}))"
+        for at, report in zip(places, found, strict=True)
+    ]
+    return "\n".join([f"`s2f bench --device DEVICE`; {'; '.join(made)}:", "", *table(rows)])
+
+
+def _drawn_with(report: JSON) -> str:
+    """Library, precision, threads, and whether the graphs came from the cache."""
+    settings, versions = report["settings"], report["versions"]
+    library = {"cpu": "ONNX Runtime", "openvino": "OpenVINO"}[settings["device"]]
+    version = versions["openvino" if settings["device"] == "openvino" else "onnxruntime"]
+    prepared = "prepared" if settings["prepared"] else "not prepared"
+    return f"{library} {version}, {settings['precision']}, {settings['threads']} threads, {prepared}"
 
 
 def gate() -> str:
@@ -103,9 +116,9 @@ def gate() -> str:
         f"With the limit at {found['limit']:g}, of {same['runs']} reruns of one build on a shared machine "
         f"{same['judged']} found enough undisturbed calls to be judged; {same['called_slower'] or 'none'} was called "
         f"slower (ratios of p5: {ranges[0]}). With a sleep of {100 * found['sleep']:.0f} % put in after every call, "
-        f"{slow['judged']} of {slow['runs']} were judged and {slow['called_slower']} called slower "
-        f"(ratios {ranges[1]}). With a loop burning every CPU, {busy['dirty']} of {busy['runs']} runs were marked "
-        f"dirty, {busy['returned']} ended as usual and {busy['called_slower'] or 'none'} was called slower "
+        f"{slow['judged']} of {slow['runs']} were judged, in {slow['tries']} tries, and {slow['called_slower']} called "
+        f"slower (ratios {ranges[1]}). With a loop burning every CPU, {busy['dirty']} of {busy['runs']} runs were "
+        f"marked dirty, {busy['returned']} ended as usual and {busy['called_slower'] or 'none'} was called slower "
         f"([JSON]({GATE}), `python -m benchmarks.gate`)."
     )
 
@@ -157,7 +170,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "headline": headline,
     "how fast": how_fast,
     "peers": peers,
-    "editions": editions,
+    "openvino": openvino,
     "gate": gate,
 }
 INLINE = ("headline",)

@@ -9,15 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from export.trial import draw, work
+from export.trial import medians, work
 from runtime.backends.base import Session, Settings
 from runtime.bundle import Bundle, Manifest
 from runtime.cache import Cache, Refused
@@ -28,7 +25,6 @@ from runtime.machine import cpu_flags, cpu_model
 from runtime.noise import seeded_noise
 from runtime.prepare import Tell
 
-ROUNDS = 12
 GAIN = 0.95
 """One graph wins where it needs at most this part of the stages' time: less is within what a machine wavers."""
 
@@ -66,7 +62,7 @@ class OneGraph(Executor):
 
 @dataclasses.dataclass(frozen=True)
 class Forms:
-    """Milliseconds of a portrait at the default steps, medians of runs taken in turn."""
+    """Milliseconds of a portrait at the default steps, medians of calls in turn."""
 
     stages: float
     one_graph: float
@@ -77,13 +73,7 @@ class Forms:
         return self.one_graph <= GAIN * self.stages
 
 
-def record_forms(
-    bundle: Bundle,
-    opener: type[Session],
-    settings: Settings,
-    tell: Tell,
-    clock: Callable[[], float] = time.perf_counter,
-) -> None:
+def record_forms(bundle: Bundle, opener: type[Session], settings: Settings, tell: Tell) -> None:
     """Measure both forms, write them down and tell. Without onnx, or where the one graph cannot be made, only tell.
 
     Raises BackendFailed, DeviceOutOfMemory, OutputUnwritable.
@@ -100,25 +90,12 @@ def record_forms(
             tell(f"stages one by one; no graph of all steps: {reason}")
             return
         stages = stack.enter_context(contextlib.closing(StepwiseExecutor(bundle, opener, settings)))
-        found = measure(bundle, stages, one, clock)
+        task = work(bundle, bundle.manifest.default_steps)
+        found = Forms(*medians({"stages": stages, "one graph": one}, task, tell).values())
     write_forms(Cache.default(), bundle.manifest, settings, found)
     told = f"{found.stages:.1f} ms stage by stage, {found.one_graph:.1f} ms as one graph"
     good = "which this release does not draw with; please report it" if found.one_graph_wins else "the stages are taken"
     tell(f"{told}: {good}")
-
-
-def measure(bundle: Bundle, stages: Executor, one: Executor, clock: Callable[[], float]) -> Forms:
-    """Both in turn, another first in each round, each after a portrait that is not timed."""
-    task = work(bundle, bundle.manifest.default_steps)
-    arms = [(stages, list[float]()), (one, list[float]())]
-    for number in range(ROUNDS):
-        for arm, spent in arms if number % 2 else arms[::-1]:
-            draw(arm, task)
-            for _ in range(2):
-                begin = clock()
-                draw(arm, task)
-                spent.append((clock() - begin) * 1e3)
-    return Forms(*(statistics.median(spent) for _, spent in arms))
 
 
 def forms_key(manifest: Manifest, settings: Settings) -> dict[str, Any]:

@@ -3,61 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from typing import TypeAlias
 
 from export.forms import record_forms
-from export.trial import draw, work
+from export.trial import draw, medians, work
 from runtime.backends import Settings, select
-from runtime.backends.openvino import NAME, OpenVinoSession, keep, place_here, precisions_here
+from runtime.backends.base import Session
+from runtime.backends.openvino import NAME, OpenVinoSession, keep, place_here, precision_for, precisions_here
 from runtime.backends.ort import OrtSession
 from runtime.bundle import Bundle
 from runtime.cache import Cache
-from runtime.comparison import ENOUGH_DB, Comparison, comparison_key, write_comparison
 from runtime.engines import RECORDS
 from runtime.errors import BackendMissing
-from runtime.executor import Executor, StepwiseExecutor
+from runtime.executor import StepwiseExecutor
 from runtime.machine import usable_cores
+from runtime.pipeline import read_for, settings_for
 from runtime.portrait import psnr
+from runtime.precision import offers_int8
 from runtime.prepare import Tell
+from runtime.standing import Standing, enough_db, standing_key, write_standing
 
 SEEDS = 6
-ROUNDS, CALLS = 16, 2
-"""Portraits are timed in turn, each arm CALLS in a row after one that is not: the machine's moods fall on all."""
-
-YARDSTICK = "ONNX Runtime"
-
-Clock: TypeAlias = "Callable[[], float]"
+PEER = "ONNX Runtime"
 
 
-def prepare(bundle: Bundle, tell: Tell, *, clock: Clock = time.perf_counter) -> None:
+def prepare(bundle: Bundle, tell: Tell) -> None:
     """Measure whether OpenVINO draws the bundle faster here, and alike; keep its compiled graphs.
 
-    Raises BackendMissing, BackendFailed, DeviceOutOfMemory, OutputUnwritable.
+    Raises BackendMissing, BackendFailed, DeviceOutOfMemory, OutputUnwritable, the BundleXxx errors.
     """
     select(NAME)
     cache, manifest = Cache.default(), bundle.manifest
-    key = comparison_key(manifest)
+    key = standing_key(manifest)
     with cache.lock(RECORDS, key, waiting=lambda: tell("another process prepares; waiting")):
         try:
             select("cpu")
         except BackendMissing as reason:
             tell(f"not measured against ONNX Runtime, so auto does not take openvino: {reason}")
-            precision = precisions_here()[0]
+            precision = precision_for(manifest)
         else:
-            found = compare(bundle, tell, clock)
-            write_comparison(cache, manifest, found)
+            found = compare(bundle, tell)
+            write_standing(cache, manifest, found)
             precision = found.precision
             tell(f"{found}: {'auto takes openvino' if found.wins else 'auto does not take openvino'}")
         counts, size = thread_counts(), 0
+        chosen = read_for(bundle.path, Settings(NAME, 1, precision))
         for threads in counts:  # which are part of what is compiled
             settings = Settings(NAME, threads, precision)
-            size += sum(keep(bundle.files[name], settings, cache, f"the {name} graph") for name in manifest.stages)
+            size += sum(keep(chosen.files[name], settings, cache, f"the {name} graph") for name in manifest.stages)
         told = " and ".join(map(str, counts))
         tell(f"ready: compiled graphs in {precision} for {told} threads, {size / 1e6:.1f} MB in the cache")
-        record_forms(bundle, OpenVinoSession, Settings(NAME, max(counts), precision), tell)
+        if chosen.variant is None:  # which has but one form
+            record_forms(chosen, OpenVinoSession, Settings(NAME, max(counts), precision), tell)
 
 
 def thread_counts() -> list[int]:
@@ -65,52 +61,54 @@ def thread_counts() -> list[int]:
     return sorted({1, usable_cores()})
 
 
-def compare(bundle: Bundle, tell: Tell, clock: Clock = time.perf_counter) -> Comparison:
-    """OpenVINO in the precisions of this CPU against ONNX Runtime, with one thread and with all usable cores.
+def precisions(bundle: Bundle) -> list[str]:
+    """What OpenVINO is measured in: what this CPU computes in, and eight bits where "auto" may take them."""
+    return [*precisions_here(), *(["int8"] if offers_int8(NAME, bundle.manifest) else [])]
+
+
+def compare(bundle: Bundle, tell: Tell) -> Standing:
+    """OpenVINO in each of its precisions against ONNX Runtime in the one that "auto" takes there, with one thread and
+    with all usable cores.
 
     The precision is the fastest with all cores of those that draw the same, else the one that comes nearest.
     """
+    found, peer, counts = precisions(bundle), settings_for(bundle.manifest, "cpu").precision, thread_counts()
+    alike = likeness(bundle, found, counts[-1])
     times: dict[int, dict[str, float]] = {}
-    alike: dict[str, float] = {}
-    for threads in thread_counts():
+    for threads in counts:
+        task = work(bundle, bundle.manifest.default_steps)
         with contextlib.ExitStack() as stack:
-            yardstick: Executor = StepwiseExecutor(bundle, OrtSession, Settings("cpu", threads))
-            arms = {YARDSTICK: stack.enter_context(contextlib.closing(yardstick))}
-            for precision in precisions_here():
-                arm = StepwiseExecutor(bundle, OpenVinoSession, Settings(NAME, threads, precision))
-                arms[precision] = stack.enter_context(contextlib.closing(arm))
-            alike = likeness(bundle, arms)
-            times[threads] = medians(bundle, arms, clock)
+            ours = [(one, OpenVinoSession, Settings(NAME, threads, one)) for one in found]
+            arms = {
+                name: stack.enter_context(contextlib.closing(opened(bundle, opener, settings)))
+                for name, opener, settings in [(PEER, OrtSession, Settings("cpu", threads, peer)), *ours]
+            }
+            times[threads] = medians(arms, task, tell)
         told = ", ".join(f"{name} {value:.1f} ms" for name, value in times[threads].items())
-        tell(f"{bundle.manifest.default_steps} steps with {threads} thread{'s' if threads > 1 else ''}: {told}")
-    tell("PSNR to ONNX Runtime at least " + ", ".join(f"{value:.1f} dB in {name}" for name, value in alike.items()))
-    same = [precision for precision, value in alike.items() if value >= ENOUGH_DB]
-    fastest = times[max(times)]
+        tell(f"{task.steps} steps with {threads} thread{'s' if threads > 1 else ''}: {told}; {PEER} in {peer}")
+    dbs = ", ".join(f"{value:.1f} dB in {name}" for name, value in alike.items())
+    tell(f"PSNR to {PEER} in fp32 at least {dbs}")
+    same = [precision for precision, value in alike.items() if value >= enough_db(precision)]
+    fastest = times[counts[-1]]
     chosen = min(same, key=lambda name: fastest[name]) if same else max(alike, key=lambda name: alike[name])
-    pairs = {threads: (values[chosen], values[YARDSTICK]) for threads, values in times.items()}
-    return Comparison(chosen, alike[chosen], pairs, place_here())
+    pairs = {threads: (values[chosen], values[PEER]) for threads, values in times.items()}
+    return Standing(chosen, alike[chosen], peer, pairs, place_here())
 
 
-def likeness(bundle: Bundle, arms: Mapping[str, Executor]) -> dict[str, float]:
-    """PSNR to the yardstick's portraits of each other arm, the lowest of SEEDS seeds at the default steps, in dB."""
+def opened(bundle: Bundle, opener: type[Session], settings: Settings) -> StepwiseExecutor:
+    """The graphs that these settings draw with."""
+    return StepwiseExecutor(read_for(bundle.path, settings), opener, settings)
+
+
+def likeness(bundle: Bundle, found: list[str], threads: int) -> dict[str, float]:
+    """PSNR to ONNX Runtime's portraits in float32 of OpenVINO's in each precision, the lowest of SEEDS seeds at the
+    default steps, in dB.
+    """
     task = work(bundle, bundle.manifest.default_steps, SEEDS)
-    wanted = draw(arms[YARDSTICK], task)
-    return {
-        name: min(psnr(*pair) for pair in zip(draw(arm, task), wanted, strict=True))
-        for name, arm in arms.items()
-        if name != YARDSTICK
-    }
-
-
-def medians(bundle: Bundle, arms: Mapping[str, Executor], clock: Clock) -> dict[str, float]:
-    """Milliseconds of a portrait at the default steps by arm, taken in turn."""
-    task = work(bundle, bundle.manifest.default_steps)
-    spent: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(ROUNDS):
-        for name, arm in arms.items():
-            draw(arm, task)
-            for _ in range(CALLS):
-                begin = clock()
-                draw(arm, task)
-                spent[name].append((clock() - begin) * 1e3)
-    return {name: statistics.median(values) for name, values in spent.items()}
+    with contextlib.closing(opened(bundle, OrtSession, Settings("cpu", threads, "fp32"))) as yardstick:
+        wanted = draw(yardstick, task)
+    alike = {}
+    for precision in found:
+        with contextlib.closing(opened(bundle, OpenVinoSession, Settings(NAME, threads, precision))) as arm:
+            alike[precision] = min(psnr(*pair) for pair in zip(draw(arm, task), wanted, strict=True))
+    return alike

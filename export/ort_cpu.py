@@ -69,10 +69,8 @@ def prepare(bundle: Bundle, tell: Tell) -> None:
                 raise
             tell(f"nothing is kept, the graphs are optimised at each start: {reason}")
         else:
-            tell(
-                f"ready: optimised graphs in {settings.precision}, {size / 1e6:.1f} MB in the cache, "
-                "which draw the same"
-            )
+            what = f"optimised graphs in {settings.precision}"
+            tell(f"ready: {what}, {size / 1e6:.1f} MB in the cache, which draw the same")
         if bundle.variant is None:
             record_forms(bundle, OrtSession, settings, tell)
 

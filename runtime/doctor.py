@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 
 from . import __version__
-from .backends import PREFERENCE, Device, available, is_preferred, is_ready, openvino_standing
+from .backends import PREFERENCE, Device, available, is_preferred, is_ready, openvino_standing, settle
 from .bundle import Manifest, read_manifest
 from .errors import S2FError
 from .machine import cpu_flags, cpu_model, load_average, usable_cores
@@ -21,8 +21,9 @@ PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """`chosen` is what device="auto" takes for the shipped bundle, None if nothing works; `bundle` names the shipped
-    bundle or its problem. `unprepared`: devices that work, but want `s2f prepare` before they draw it. `openvino`: what
+    """`chosen` is what device="auto" takes for the shipped bundle, None if nothing works; `precision` what precision=
+    "auto" takes there, "auto" where what was prepared decides; `bundle` names the shipped bundle or its problem.
+    `unprepared`: devices that work, but want `s2f prepare` before they draw it. `openvino`: what
     was measured of it for that bundle, empty where it does not work.
     """
 
@@ -38,6 +39,7 @@ class Report:
     unprepared: list[str]
     openvino: str
     chosen: str | None
+    precision: str | None
     bundle: str
     bundle_usable: bool
 
@@ -53,6 +55,7 @@ def examine() -> Report:
     manifest, bundle = _shipped()
     usable = [device.name for device in devices if device.usable]
     ready = [name for name in usable if is_ready(name, manifest)]
+    chosen = next((name for name in PREFERENCE if name in ready and is_preferred(name, manifest)), None)
     return Report(
         version=__version__,
         python=platform.python_version(),
@@ -65,7 +68,8 @@ def examine() -> Report:
         devices=devices,
         unprepared=[name for name in usable if name not in ready],
         openvino=openvino_standing(manifest) if "openvino" in usable and manifest is not None else "",
-        chosen=next((name for name in PREFERENCE if name in ready and is_preferred(name, manifest)), None),
+        chosen=chosen,
+        precision=None if chosen is None or manifest is None else settle(chosen, "auto", manifest),
         bundle=bundle,
         bundle_usable=manifest is not None,
     )
@@ -100,7 +104,9 @@ def to_text(report: Report) -> str:
     ]
     for device in report.devices:
         if device.usable:
-            note = "works; the one --device auto takes" if device.name == report.chosen else "works"
+            note = (
+                f"works; the one --device auto takes{_precision(report)}" if device.name == report.chosen else "works"
+            )
             if device.name in report.unprepared:
                 note = f"works; before it draws the shipped bundle: s2f prepare --device {device.name}"
             lines.append(f"  {device.name:8} {device.backend}: {note}")
@@ -111,6 +117,13 @@ def to_text(report: Report) -> str:
             lines.append(f"           to change that: {device.cure}")
     lines.append("Ready." if report.healthy else "Not ready: see above.")
     return "\n".join(lines) + "\n"
+
+
+def _precision(report: Report) -> str:
+    """What --precision auto takes, for the line of the device that --device auto takes."""
+    if report.precision is None:
+        return ""
+    return f", in {'the precision that was prepared' if report.precision == 'auto' else report.precision}"
 
 
 def _shipped() -> tuple[Manifest | None, str]:

@@ -80,10 +80,12 @@ class Clock:
 class Executor(abc.ABC):
     """A bundle's graphs on one device. Not for two threads at once: the pipeline holds a lock around it.
 
-    `precision`: what most of the work of a portrait is computed in, one of `precision.PRECISIONS`.
+    `precision`: what most of the work of a portrait is computed in, one of `precision.PRECISIONS`. `prepared`: all its
+    graphs came as `s2f prepare` has made them; else some were optimised or compiled at load.
     """
 
     precision: str
+    prepared: bool
 
     @abc.abstractmethod
     def paint(self, work: Work, clock: Clock) -> list[Image]:
@@ -113,6 +115,7 @@ class StepwiseExecutor(Executor):
         except BaseException:
             self.close()
             raise
+        self.prepared = all(session.prepared for session in self._sessions.values())
 
     def paint(self, work: Work, clock: Clock) -> list[Image]:
         """See `Executor.paint`. One voice with several seeds is encoded once."""

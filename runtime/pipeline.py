@@ -104,6 +104,7 @@ class Pipeline:
         self._holder = 0  # the thread that holds it
         self._executor: Executor | None = open_executor(bundle, settings)
         self.precision: str = self._executor.precision
+        self.prepared: bool = self._executor.prepared
         _live.add(self)
 
     @overload

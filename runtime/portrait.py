@@ -110,6 +110,14 @@ class Portrait:
 ALIKE_DB = 35.0
 """PSNR to another device's portrait, under which a device draws something else."""
 
+ALIKE_INT8_DB = 30.0
+"""The same where one of the two draws in eight bits, which costs by intent: what the gate of calibration asks for."""
+
+
+def alike_db(precision: str) -> float:
+    """The PSNR that portraits drawn in a precision must have to those in float32."""
+    return ALIKE_INT8_DB if precision == "int8" else ALIKE_DB
+
 
 def psnr(image: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio in dB of two images uint8 of one shape; 100 where they are equal."""

@@ -208,21 +208,3 @@ def test_every_mode_of_the_prior_is_trained_and_measured(trained, judge_file, tm
     monkeypatch.setattr(sys, "argv", ["prior_modes.py", str(tmp_path), *options, "--out", str(tmp_path / "out")])
     assert modes.main() == CheckpointInvalid.code
     assert "prior_modes: error" in capsys.readouterr().err
-
-
-def test_two_editions_are_measured_side_by_side(tmp_path, monkeypatch, capsys):
-    editions = benchmark("editions")
-    monkeypatch.setattr(editions, "ROUNDS", 2)
-    monkeypatch.setattr(editions, "RUNS", 1)
-    monkeypatch.setattr(editions, "WARMUP", 0)
-    bundles = [write_tiny_bundle(tmp_path / name, arm=arm) for name, arm in (("a", DIFFUSION), ("b", SHORTCUT))]
-    command = ["editions.py", f"{bundles[0]}:4", f"{bundles[1]}:1", "-o", str(tmp_path / "out.json")]
-    monkeypatch.setattr(sys, "argv", command)
-    assert editions.main() == 0
-    assert "| end to end |" in capsys.readouterr().out
-    two, one = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert (two["threads"], one["threads"]) == (2, 1)
-    assert [len(arm["end_to_end"]) for arm in two["raw_ms"].values()] == [2, 2]
-    monkeypatch.setattr(sys, "argv", [*command[:2], f"{tmp_path}/nothing:4", *command[3:]])
-    assert editions.main() == runtime.errors.BundleNotFound.code
-    assert "editions: error" in capsys.readouterr().err

@@ -59,17 +59,18 @@ def test_every_stage_is_there_with_its_raw_values(report: dict[str, Any]) -> Non
 
 def test_the_conditions_are_stated(report: dict[str, Any]) -> None:
     settings = {"device": "cpu", "threads": 1, "steps": 2, "batch": 1, "runs": 12, "warmup": 2}
+    settings.update(precision="fp32", prepared=False)
     assert report["settings"] == {**settings, "patience": 0.0}
-    assert report["schema_version"] == bench.SCHEMA_VERSION == 2
+    assert report["schema_version"] == bench.SCHEMA_VERSION == 3
     assert report["bundle"]["name"] == "tiny"
     assert len(report["bundle"]["sha256"]) == 64
     assert report["machine"]["cpu"]
     assert report["machine"]["id"] == bench.machine_id()
     assert report["versions"]["onnxruntime"] or report["versions"]["onnxruntime-gpu"]
-    assert report["process"]["peak_rss_mb"] > 10
+    assert report["process"]["peak_rss_mib"] > 10
     assert set(report["conditions"]) == {"once", "calls"}
     assert set(report["state"]) == {"before", "after"}
-    assert report["process"]["vram_mb"] is None
+    assert report["process"]["vram_mib"] is None
 
 
 def test_parts_do_not_exceed_the_whole(report: dict[str, Any]) -> None:
@@ -106,7 +107,8 @@ def test_the_text_reads_well(report: dict[str, Any]) -> None:
     head = next(line for line in lines if line.startswith("ms, each call"))
     assert head.split()[3:] == ["p50", "p90", "p95", "p99", "mean", "min", "max", "n"]
     assert any(line.startswith("end to end ") and len(line) == len(head) for line in lines)
-    assert any("1 thread" in line for line in lines)
+    assert any("cpu in fp32, 1 thread, graphs made ready at load" in line for line in lines)
+    assert any("peak rss MiB " in line for line in lines)
     assert any(line.startswith("calls ") for line in lines[-3:])
 
 
@@ -244,6 +246,20 @@ def test_fresh_processes_run_nothing_of_the_working_folder(
     report = bench.measure(bundle, device="cpu", threads=1, steps=1, runs=1, warmup=0)
     assert {"import_runtime", "import_all", "process_to_png"} <= set(report["raw_once_ms"])
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(("device", "precision"), [("auto", "auto"), ("cpu", "fp32")])
+def test_a_cold_process_is_asked_for_what_the_user_asked_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str, precision: str
+) -> None:
+    started: list[tuple[str, ...]] = []
+    monkeypatch.setattr(cold, "_python", lambda *arguments: started.append(arguments) or "1")
+    monkeypatch.setattr(reporting, "IDLE_SECONDS", 0.01)
+    bench.measure(bundle, device=device, precision=precision, threads=1, steps=1, runs=1, warmup=0)
+    drawing = [one for one in started if "generate" in one]
+    assert len(drawing) == cold.COLD_STARTS
+    for one in drawing:
+        assert (one[one.index("--device") + 1], one[one.index("--precision") + 1]) == (device, precision)
 
 
 def test_bad_options(bundle: Path) -> None:

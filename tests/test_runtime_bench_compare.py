@@ -41,7 +41,7 @@ def made(
     return {
         **{"schema_version": bench.SCHEMA_VERSION, "kind": "s2f-bench", "version": "0.1.0"},
         "bundle": {"name": "demo", "sha256": "ab" * 32},
-        "settings": {"device": "cpu", "threads": 2, "steps": 4, "batch": 1},
+        "settings": {"device": "cpu", "precision": "fp32", "prepared": False, "threads": 2, "steps": 4, "batch": 1},
         "machine": {"id": bench.machine_id()},
         "versions": {"numpy": "2.0"},
         "conditions": {"once": CLEAN, "calls": conditions},
@@ -142,7 +142,10 @@ def test_too_few_calls_are_not_judged() -> None:
 
 @pytest.mark.parametrize(
     ("key", "name", "value"),
-    [("settings", "steps", 8), ("settings", "threads", 1), ("settings", "device", "cuda"), ("bundle", "sha256", "cd")],
+    [
+        *(("settings", "steps", 8), ("settings", "threads", 1), ("settings", "device", "cuda")),
+        *(("settings", "precision", "int8"), ("settings", "prepared", True), ("bundle", "sha256", "cd")),
+    ],
 )
 def test_other_things_are_compared_only_when_asked_for(key: str, name: str, value: object) -> None:
     other = made()
@@ -185,8 +188,8 @@ BAD = {
     "deep": "[" * 100_000,
     "a list": "[]",
     "foreign": '{"kind": "s2f-gpu", "schema_version": 1}',
-    "older": damaged(schema_version=1),
-    "newer": damaged(schema_version=3),
+    "older": damaged(schema_version=bench.SCHEMA_VERSION - 1),
+    "newer": damaged(schema_version=bench.SCHEMA_VERSION + 1),
     "no blocks": damaged(blocks=[]),
     "blocks of nothing": damaged(blocks=[{}]),
     "blocks as text": damaged(blocks="many"),
@@ -227,6 +230,15 @@ def test_values_that_are_no_times(value: object, file: Any) -> None:
 def test_any_json_as_a_block_is_refused_in_one_way(value: Any) -> None:
     with pytest.raises((KeyError, TypeError, AttributeError, ValueError)):
         Block.from_json(value)
+
+
+def test_the_committed_reports_are_compared_where_they_agree() -> None:
+    root = Path(__file__).parent.parent / "benchmarks"
+    (base,), demo = (root / "baselines").glob("*.json"), root / "results" / "demo-cpu-steps4.json"
+    assert bench.compare(bench.read_report(base), bench.read_report(demo)).judged
+    openvino = bench.read_report(root / "results" / "demo-openvino-steps4.json")
+    with pytest.raises(InvalidArgument, match="precision fp32 and bf16"):
+        bench.compare(bench.read_report(base), openvino)
 
 
 def test_missing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,12 +14,13 @@ import pytest
 from audio_factory import encoded
 from bundle_factory import edit_manifest, put
 from PIL import Image
-from tiny_bundle import SHORTCUT, write_tiny_bundle
+from tiny_bundle import SHORTCUT, add_variant, write_tiny_bundle
 
 import runtime
 from runtime import bench, cli
 from runtime.bench import synthetic_speech, wav_bytes
-from runtime.cli import main, plan_outputs
+from runtime.cli import main
+from runtime.commands import plan_outputs
 from runtime.errors import CODES, InvalidArgument, OutputUnwritable
 
 ROOT = Path(__file__).parent.parent
@@ -298,6 +299,52 @@ def test_verify(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("good") == 5
 
 
+@pytest.fixture
+def eight_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with a variant, on a processor that is made for it."""
+    monkeypatch.setattr("runtime.variants.cpu_flags", lambda: ["avx512_vnni"])
+    return add_variant(write_tiny_bundle(tmp_path / "eight"))
+
+
+def test_info_tells_of_variants(eight_bits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert s2f("info", eight_bits) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("int8-x86"))
+    assert "MB for unet; gate passed, PSNR 41.5 dB and cosine 0.990 to float32 over 256 pairs" in line
+
+
+def test_the_precision_reaches_the_pipeline(
+    eight_bits: Path, voice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, refused = ["--bundle", eight_bits, "--device", "cpu"], CODES["DeviceUnavailable"]
+    assert s2f("generate", voice, "-o", tmp_path / "a.png", *options, "--precision", "int8") == 0
+    assert s2f("generate", voice, "-o", tmp_path / "b.png", *options, "--precision", "bf16") == refused
+    assert "fp32, int8" in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_verify_looks_at_variants_and_compares_with_float32(
+    eight_bits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert s2f("verify", eight_bits, "--device", "cpu") == 0
+    text = capsys.readouterr().out
+    assert "the same of the variant int8-x86: good" in text
+    assert "graphs open on cpu in int8" in text
+    assert "PSNR to the CPU in fp32 at least 100.0 dB" in text
+    assert s2f("verify", eight_bits, "--device", "cpu", "--precision", "fp32") == 0
+    assert "PSNR" not in capsys.readouterr().out
+    (eight_bits / "unet.int8-x86.onnx").write_bytes(b"something else")
+    assert s2f("verify", eight_bits, "--device", "cpu", "--precision", "fp32") == CODES["BundleTampered"]
+
+
+@pytest.mark.parametrize(("found", "good"), [(31.0, True), (29.0, False)])
+def test_eight_bits_may_draw_a_little_differently(
+    eight_bits: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, found: float, good: bool
+) -> None:
+    monkeypatch.setattr("runtime.portrait.psnr", lambda *_: found)
+    assert s2f("verify", eight_bits, "--device", "cpu") == (0 if good else CODES["BackendFailed"])
+    assert good or "30 are needed. Calibrate it anew" in capsys.readouterr().err
+
+
 def test_verify_finds_a_flipped_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_tiny_bundle(tmp_path / "tiny")
     data = bytearray((folder / "decoder.onnx").read_bytes())
@@ -344,6 +391,13 @@ def test_bench_keeps_the_old_report_when_measuring_fails(
     assert s2f("bench", bundle, "--runs", 0, "--json", out) == CODES["InvalidArgument"]
     failure(capsys, "InvalidArgument")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("report.json", b"old")]
+
+
+def test_prepare_says_what_it_does_on_each_device(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prepare", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"{device}:" in text for device in ("cpu", "openvino", "cuda", "tensorrt"))
 
 
 @pytest.mark.parametrize("command", ["", "generate", "info", "verify", "doctor", "bench"])

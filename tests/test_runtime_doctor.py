@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_bundle import write_tiny_bundle
+from tiny_bundle import add_variant, write_tiny_bundle
 
 from runtime import doctor, machine
 from runtime.backends import Device
@@ -29,10 +29,25 @@ def test_a_healthy_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.setattr(doctor, "available", lambda: [NO_CUDA, CPU])
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert "cpu      onnxruntime: works; the one --device auto takes" in text
+    assert "cpu      onnxruntime: works; the one --device auto takes, in fp32" in text
     assert "cuda     onnxruntime: not usable. no driver" in text
     assert 'to change that: pip install "s2f-edge[gpu]"' in text
     assert text.endswith("Ready.\n")
+
+
+def test_the_precision_that_auto_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = add_variant(write_tiny_bundle(tmp_path / "tiny"))
+    monkeypatch.setattr(doctor, "shipped_bundle", lambda: folder)
+    monkeypatch.setattr(doctor, "available", lambda: [CPU])
+    for flags, precision in ((["avx_vnni"], "int8"), (["avx2"], "fp32")):
+        monkeypatch.setattr("runtime.variants.cpu_flags", lambda flags=flags: flags)
+        assert main(["doctor"]) == 0
+        assert f"the one --device auto takes, in {precision}\n" in capsys.readouterr().out
+    monkeypatch.setattr(doctor, "available", lambda: [Device("cuda", "onnxruntime", True)])
+    assert main(["doctor"]) == 0
+    assert "the one --device auto takes, in the precision that was prepared\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("shipped")

@@ -1,52 +1,38 @@
-"""OpenVINO: the real one behind the session, what `s2f prepare` measures and keeps, and when "auto" takes it."""
+"""OpenVINO: the real one behind the session, and what it has compiled."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import logging
-import re
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from openvino_factory import VOICE, here, hide, note_compiling
 from tiny_bundle import DIFFUSION, SHORTCUT, Arm, write_tiny_bundle
 
 import runtime
-from export import openvino as prepares
 from runtime.backends import Settings, available, openvino, select
-from runtime.bench import synthetic_speech
 from runtime.bundle import Bundle, TensorSpec, read_bundle
 from runtime.cache import Cache
-from runtime.cli import main
-from runtime.comparison import ENOUGH_DB, Comparison, comparison_key, read_comparison, write_comparison
-from runtime.engines import ENGINES, RECORDS
-from runtime.errors import BackendFailed, BackendMissing, BundleInvalid, Closed, DeviceOutOfMemory, OutputUnwritable
+from runtime.engines import ENGINES
+from runtime.errors import BackendFailed, BackendMissing, BundleInvalid, Closed, DeviceOutOfMemory
 from runtime.pipeline import Pipeline, shipped_bundle
 from runtime.portrait import psnr
+from runtime.standing import ENOUGH_DB
 
-VOICE = (synthetic_speech(), 16000)
 F32 = Settings("openvino", 1, "fp32")
-NOTHING: Any = lambda _: None  # noqa: E731
-here = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
 
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cache:
     monkeypatch.setenv("S2F_CACHE", str(tmp_path / "cache"))
     return Cache.default()
-
-
-@pytest.fixture(autouse=True)
-def no_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have tests of their own, and would be told here in between."""
-    monkeypatch.setattr(prepares, "record_forms", lambda *_: None)
 
 
 @pytest.fixture
@@ -67,24 +53,6 @@ def unet_feeds(batch: int) -> dict[str, Any]:
         "step": np.array([1], np.int64),
         "prior_weight": np.array([0.01], np.float32),
     }
-
-
-def a_comparison(**changes: Any) -> Comparison:
-    found = Comparison("fp32", 60.0, {1: (10.0, 20.0), 2: (5.0, 9.0)}, openvino.place_here())
-    return dataclasses.replace(found, **changes)
-
-
-class Stopwatch:
-    """A clock on which each arm's portraits take the seconds it is given: arms in turn, `CALLS` portraits of each."""
-
-    def __init__(self, *seconds: float) -> None:
-        self.seconds, self.reads, self.now = seconds, 0, 0.0
-
-    def __call__(self) -> float:
-        portrait, end = divmod(self.reads, 2)
-        self.now += self.seconds[portrait // prepares.CALLS % len(self.seconds)] if end else 0.0
-        self.reads += 1
-        return self.now
 
 
 @here
@@ -211,11 +179,6 @@ def test_idle_threads_sleep_and_nothing_is_printed(bundle: Bundle, capfd: pytest
     assert capfd.readouterr() == ("", "")
 
 
-def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else real(name, *a))
-
-
 def test_openvino_not_installed(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     hide(monkeypatch, "openvino")
     with pytest.raises(BackendMissing, match=r"OpenVINO is not installed.*s2f-edge\[openvino\]"):
@@ -254,18 +217,9 @@ def test_a_lack_of_memory_is_told_apart() -> None:
         )
 
 
-# What was compiled
-
-
 @pytest.fixture
 def compiling(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is compiled from now on, rather than read."""
-    seen: list[str] = []
-    real = openvino.compile_graph
-    monkeypatch.setattr(
-        openvino, "compile_graph", lambda data, settings, what: (seen.append(what), real(data, settings, what))[1]
-    )
-    return seen
+    return note_compiling(monkeypatch)
 
 
 @here
@@ -311,208 +265,3 @@ def test_one_that_is_not_to_be_trusted_is_compiled_again(
         session(bundle, "unet").run(unet_feeds(1))
     assert compiling == ["the unet graph"]
     assert said[how] in caplog.text
-
-
-# What was measured
-
-
-def prepared(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[str]:
-    """Prepare where ONNX Runtime, bf16 and f32 take these seconds."""
-    told: list[str] = []
-    monkeypatch.setattr(openvino, "cpu_flags", lambda: ["avx512_bf16"])
-    prepares.prepare(bundle, told.append, clock=Stopwatch(*seconds))
-    return told
-
-
-@pytest.fixture
-def alike(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """PSNR by precision, as the test likes it."""
-    found = {"bf16": 50.0, "fp32": 90.0}
-    monkeypatch.setattr(prepares, "likeness", lambda *_: dict(found))
-    return found
-
-
-@here
-def test_the_faster_is_taken_from_then_on(
-    bundle: Bundle, alike: dict[str, float], monkeypatch: pytest.MonkeyPatch, compiling: list[str]
-) -> None:
-    assert select("auto", bundle.manifest) == "cpu"
-    told = prepared(bundle, monkeypatch, 0.02, 0.01, 0.015)
-    assert "ONNX Runtime 20.0 ms, bf16 10.0 ms, fp32 15.0 ms" in told[0]
-    assert "50.0 dB in bf16, 90.0 dB in fp32" in told[-3]
-    assert told[-2].endswith("PSNR 50.0 dB: auto takes openvino")
-    assert told[-1].startswith("ready: compiled graphs in bf16")
-    assert select("auto", bundle.manifest) == "openvino"
-    compiling.clear()
-    with runtime.load(bundle.path) as pipeline:
-        assert pipeline.device == "openvino"
-        pipeline.generate(VOICE)
-    assert set(compiling) <= {"a test graph"}
-
-
-@here
-@pytest.mark.parametrize(
-    ("seconds", "quality", "precision", "taken"),
-    [
-        ((0.02, 0.01, 0.015), {"bf16": 39.0}, "fp32", True),  # bf16 draws something else
-        ((0.02, 0.01, 0.021), {"bf16": 39.0}, "fp32", False),
-        ((0.02, 0.01, 0.005), {}, "fp32", True),
-        ((0.02, 0.0195, 0.03), {}, "bf16", False),  # within what a machine wavers
-        ((0.02, 0.01, 0.01), {"bf16": 20.0, "fp32": 30.0}, "fp32", False),
-    ],
-)
-def test_what_is_chosen(
-    seconds: tuple[float, ...],
-    quality: dict[str, float],
-    precision: str,
-    taken: bool,
-    *,
-    bundle: Bundle,
-    alike: dict[str, float],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    alike.update(quality)
-    prepared(bundle, monkeypatch, *seconds)
-    found = read_comparison(Cache.default(), bundle.manifest)
-    assert found is not None
-    assert (found.precision, found.psnr, found.wins) == (precision, alike[precision], taken)
-    assert openvino.precision_for(bundle.manifest) == precision
-    assert select("auto", bundle.manifest) == ("openvino" if taken else "cpu")
-
-
-@here
-def test_faster_with_all_cores_alone_is_not_enough(bundle: Bundle, cache: Cache) -> None:
-    write_comparison(cache, bundle.manifest, a_comparison(milliseconds={1: (20.0, 19.0), 2: (5.0, 9.0)}))
-    assert select("auto", bundle.manifest) == "cpu"
-    write_comparison(cache, bundle.manifest, a_comparison())
-    assert select("auto", bundle.manifest) == "openvino"
-
-
-@here
-def test_the_real_measurement(bundle: Bundle, cache: Cache) -> None:
-    told: list[str] = []
-    prepares.prepare(bundle, told.append)
-    found = read_comparison(cache, bundle.manifest)
-    assert found is not None
-    assert found.psnr >= ENOUGH_DB
-    assert all(value > 0 for pair in found.milliseconds.values() for value in pair)
-    assert select("auto", bundle.manifest) == ("openvino" if found.wins else "cpu")
-
-
-def stale(cache: Cache, bundle: Bundle) -> str:
-    place = {**openvino.place_here(), "OpenVINO": "2020.1"}
-    write_comparison(cache, bundle.manifest, a_comparison(place=place))
-    return "OpenVINO was 2020.1, is "
-
-
-def writable(cache: Cache, bundle: Bundle) -> str:
-    write_comparison(cache, bundle.manifest, a_comparison())
-    cache.path(RECORDS, comparison_key(bundle.manifest)).chmod(0o666)
-    return "may be written by others"
-
-
-def unreadable(cache: Cache, bundle: Bundle) -> str:
-    cache.write(RECORDS, comparison_key(bundle.manifest), json.dumps({"milliseconds": [1]}).encode())
-    return "not readable"
-
-
-@here
-@pytest.mark.parametrize("spoil", [stale, writable, unreadable])
-def test_a_record_that_does_not_hold_is_passed_over_with_the_reason(
-    spoil: Any, bundle: Bundle, cache: Cache, caplog: pytest.LogCaptureFixture
-) -> None:
-    said = spoil(cache, bundle)
-    with caplog.at_level(logging.WARNING, "runtime"):
-        assert select("auto", bundle.manifest) == "cpu"
-    assert "openvino is passed over" in caplog.text
-    assert said in caplog.text
-    assert "s2f prepare BUNDLE --device openvino" in caplog.text
-    assert said in openvino.standing(bundle.manifest)
-    with runtime.load(bundle.path, device="openvino") as pipeline:  # asked for, it works all the same
-        assert pipeline.generate(VOICE).image.shape == (32, 32, 3)
-
-
-@here
-def test_openvino_was_removed_since(
-    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    write_comparison(cache, bundle.manifest, a_comparison())
-    hide(monkeypatch, "openvino")
-    with caplog.at_level(logging.WARNING, "runtime"):
-        assert select("auto", bundle.manifest) == "cpu"
-    assert "openvino is passed over: OpenVINO is not installed" in caplog.text
-
-
-@here
-def test_a_record_of_another_processor_or_bundle_is_none(
-    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    write_comparison(cache, bundle.manifest, a_comparison())
-    other = read_bundle(write_tiny_bundle(tmp_path / "other", arm=DIFFUSION))
-    assert read_comparison(cache, other.manifest) is None
-    monkeypatch.setattr("runtime.comparison.cpu_model", lambda: "another")
-    assert read_comparison(cache, bundle.manifest) is None
-
-
-@here
-def test_without_onnx_runtime_nothing_is_compared(
-    bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hide(monkeypatch, "onnxruntime")
-    told: list[str] = []
-    prepares.prepare(bundle, told.append)
-    assert "not measured against ONNX Runtime" in told[0]
-    assert told[-1].startswith("ready: compiled graphs")
-    assert read_comparison(cache, bundle.manifest) is None
-    with runtime.load(bundle.path, device="openvino") as pipeline:
-        pipeline.generate(VOICE)
-
-
-@here
-def test_a_cache_that_cannot_be_written(bundle: Bundle, cache: Cache) -> None:
-    cache.folder.write_text("a file")
-    with pytest.raises(OutputUnwritable):
-        prepares.prepare(bundle, NOTHING)
-
-
-# The commands
-
-
-@pytest.fixture
-def shipped(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bundle]:
-    from runtime import doctor
-
-    monkeypatch.setattr(doctor, "shipped_bundle", lambda: bundle.path)
-    return bundle
-
-
-@here
-def test_the_commands(shipped: Bundle, cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(shipped.path)
-    assert main(["doctor"]) == 0
-    text = capsys.readouterr().out
-    assert "openvino openvino: works\n           not measured against ONNX Runtime here" in text
-    assert main(["prepare", folder, "--device", "openvino"]) == 0
-    assert "ready: compiled graphs" in capsys.readouterr().out
-    write_comparison(cache, shipped.manifest, a_comparison())
-    assert main(["doctor"]) == 0
-    text = capsys.readouterr().out
-    assert "openvino openvino: works; the one --device auto takes" in text
-    assert "fp32, 10.0 ms against 20.0 ms with 1 thread, 5.0 ms against 9.0 ms with 2 threads; PSNR 60.0 dB" in text
-    assert main(["info", folder]) == 0
-    assert "openvino   fp32, 10.0 ms against 20.0 ms" in capsys.readouterr().out
-    assert main(["verify", folder]) == 0
-    text = capsys.readouterr().out
-    assert "graphs open on openvino" in text
-    assert "PSNR to the CPU at least" in text
-    assert main(["bench", folder, "--device", "openvino", "--runs", "2", "--warmup", "0"]) == 0
-    text = capsys.readouterr().out
-    assert re.search(r"^device +openvino", text, re.MULTILINE)
-    assert ", openvino 20" in text
-
-
-def test_it_is_registered() -> None:
-    from importlib import metadata
-
-    found = {point.name: point.value for point in metadata.entry_points(group="s2f.prepare")}
-    assert found["openvino"] == "export.openvino:prepare"

@@ -76,6 +76,8 @@ def same(one: list[Any], other: list[Any]) -> bool:
 def test_the_shipped_bundle_byte_for_byte(shipped: Bundle, cache: Cache, opened: list[bool]) -> None:
     before = images(shipped)
     assert not any(opened)
+    with Pipeline(shipped, TWO) as pipeline:
+        assert not pipeline.prepared
     told: list[str] = []
     prepares.prepare(shipped, told.append)
     assert "which draw the same" in told[0]
@@ -98,6 +100,7 @@ def test_a_graph_with_few_weights(arm: Arm, tmp_path: Path, opened: list[bool]) 
 def test_weights_are_mapped_not_copied(shipped: Bundle, cache: Cache) -> None:
     prepares.prepare(shipped, NOTHING)
     with Pipeline(shipped, TWO) as pipeline:
+        assert pipeline.prepared
         pipeline.generate(VOICE)
         maps = Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else ""
     if not maps:

@@ -26,7 +26,9 @@ from runtime.bundle import (
     Stage,
     StepTable,
     TensorSpec,
+    Variant,
     manifest_to_json,
+    read_manifest,
     sha256_hex,
     stage_tensors,
     takes_history,
@@ -90,6 +92,22 @@ def write_bundle(folder: Path, graphs: dict[str, bytes], name: str, steps: Seque
         model_card=FileRef("MODEL_CARD.md", sha256_hex(CARD), len(CARD)),
     )
     (folder / "manifest.json").write_bytes(manifest_to_json(manifest))
+    return folder
+
+
+def add_variant(
+    folder: Path, stages: Sequence[str] = ("unet",), *, family: str = "int8-x86", gate: str = "passed"
+) -> Path:
+    """Give a bundle a variant: graphs that compute what its own do, in other files with other hashes."""
+    manifest, refs = read_manifest(folder)[0], {}
+    for stage in stages:
+        model = onnx.load(folder / f"{stage}.onnx")
+        model.doc_string = family
+        data, name = model.SerializeToString(), f"{stage}.{family}.onnx"
+        (folder / name).write_bytes(data)
+        refs[stage] = FileRef(name, sha256_hex(data), len(data))
+    variants = {**manifest.variants, family: Variant(refs, gate, 256, 41.5, 0.99)}
+    (folder / "manifest.json").write_bytes(manifest_to_json(dataclasses.replace(manifest, variants=variants)))
     return folder
 
 

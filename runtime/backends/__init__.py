@@ -96,7 +96,7 @@ def openvino_standing(manifest: Manifest) -> str:
     """What `s2f prepare` measured here of OpenVINO with a bundle, or why that does not hold, for a reader."""
     from . import openvino
 
-    return openvino.standing(manifest)
+    return openvino.standing_text(manifest)
 
 
 def open_executor(bundle: Bundle, settings: Settings) -> Executor:

@@ -65,7 +65,10 @@ class Device:
 
 
 class Session(abc.ABC):
-    """One opened graph. Not for two threads at once: the pipeline holds a lock around it."""
+    """One opened graph. Not for two threads at once: the pipeline holds a lock around it.
+
+    `prepared`: it was opened as `s2f prepare` has kept it, not optimised or compiled at load.
+    """
 
     backend: ClassVar[str]
 
@@ -89,7 +92,7 @@ class Session(abc.ABC):
         self.stage, self.source = stage, source
         self.inputs = {spec.name: spec for spec in inputs}
         self.outputs = {spec.name: spec for spec in outputs}
-        self._closed = False
+        self._closed = self.prepared = False
         self._open(data, settings)
         try:
             found_inputs, found_outputs = self._specs()

@@ -29,11 +29,11 @@ import numpy as np
 
 from ..bundle import Manifest, TensorSpec, sha256_hex
 from ..cache import Cache, Refused
-from ..comparison import Comparison, read_comparison
 from ..engines import ENGINES
 from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, NotPrepared, S2FError
 from ..machine import cpu_flags, cpu_model, usable_cores
 from ..precision import offers_int8
+from ..standing import Standing, read_standing
 from . import ort
 from .base import Array, Device, Session, Settings, Tensor, lacks_memory
 
@@ -61,11 +61,10 @@ class OpenVinoSession(Session):
     def _open(self, data: bytes, settings: Settings) -> None:
         precision = precision_here() if settings.precision == "auto" else settings.precision
         chosen = dataclasses.replace(settings, precision=precision)
-        compiled = _kept(self.source or sha256_hex(data), chosen) or compile_graph(
-            data, chosen, f"the {self.stage} graph"
-        )
-        self._compiled: Any = compiled
-        self._request: Any = compiled.create_infer_request()
+        kept = _kept(self.source or sha256_hex(data), chosen)
+        self.prepared = kept is not None
+        self._compiled: Any = kept or compile_graph(data, chosen, f"the {self.stage} graph")
+        self._request: Any = self._compiled.create_infer_request()
 
     def _specs(self) -> tuple[list[TensorSpec], list[TensorSpec]]:
         inputs = [_spec(port, self.inputs) for port in self._compiled.inputs]
@@ -151,7 +150,7 @@ def precisions_here() -> tuple[str, ...]:
 
 
 def place_here() -> dict[str, str]:
-    """What a comparison holds for, beside the bundle and the processor. Raises BackendMissing."""
+    """What a standing holds for, beside the bundle and the processor. Raises BackendMissing."""
     theirs = (metadata.distributions(name=name) for name in ("onnxruntime", "onnxruntime-gpu"))  # without importing it
     return {
         "OpenVINO": str(package().__version__),
@@ -160,13 +159,13 @@ def place_here() -> dict[str, str]:
     }
 
 
-def comparison_here(manifest: Manifest) -> Comparison | None:
+def standing_here(manifest: Manifest) -> Standing | None:
     """What `s2f prepare` measured of a bundle here; None where it did not.
 
     Raises NotPrepared with the reason where that is refused or does not hold any more, BackendMissing.
     """
     try:
-        found = read_comparison(Cache.default(), manifest)
+        found = read_standing(Cache.default(), manifest)
     except Refused as reason:
         raise NotPrepared(f"what was measured is refused: {reason}. {PREPARE}") from None
     if found is None:
@@ -181,7 +180,7 @@ def comparison_here(manifest: Manifest) -> Comparison | None:
 def is_faster(manifest: Manifest) -> bool:
     """Whether `s2f prepare` found that a bundle is drawn faster here than by ONNX Runtime, and alike."""
     try:
-        found = comparison_here(manifest)
+        found = standing_here(manifest)
     except S2FError as reason:
         logger.warning("openvino is passed over: %s", reason)
         return False
@@ -193,21 +192,21 @@ def is_faster(manifest: Manifest) -> bool:
     return found.wins
 
 
-def standing(manifest: Manifest) -> str:
+def standing_text(manifest: Manifest) -> str:
     """What is known here of OpenVINO with a bundle, for a reader."""
     try:
-        found = comparison_here(manifest)
+        found = standing_here(manifest)
     except S2FError as reason:
         return str(reason)
     if found is None:
         return f"not measured against ONNX Runtime here, so auto passes it over. {PREPARE}"
-    return f"{found} to ONNX Runtime: {'faster' if found.wins else 'auto passes it over'}"
+    return f"{found}: {'faster' if found.wins else 'auto passes it over'}"
 
 
 def precision_for(manifest: Manifest) -> str:
     """The precision that `s2f prepare` found to serve a bundle here, else the one the CPU is made for."""
     try:
-        found = comparison_here(manifest)
+        found = standing_here(manifest)
     except S2FError as reason:
         logger.info("the precision is that of the processor: %s", reason)
         found = None

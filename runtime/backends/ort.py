@@ -66,7 +66,9 @@ class OrtSession(Session):
 
     def _open(self, data: bytes, settings: Settings) -> None:
         what = f"the {self.stage} graph"
-        self._session = self._kept(settings, what) or open_session(data, settings, what)
+        kept = self._kept(settings, what)
+        self.prepared = kept is not None
+        self._session = kept or open_session(data, settings, what)
         self._memory = MEMORIES.get(settings.device)
 
     def _kept(self, settings: Settings, what: str) -> Any:

@@ -63,7 +63,7 @@ class OrtExecutor(Executor):
         if settings.precision == "fp16" and not self._fused:
             self.close()
             raise NotPrepared(f"Nothing is prepared in fp16 for the bundle {bundle.manifest.name} here. {PREPARE}")
-        self.precision = "fp16" if self._fused else "fp32"
+        self.precision, self.prepared = ("fp16", True) if self._fused else ("fp32", False)
 
     def _open_fused(self, manifest: Manifest, settings: Settings, cache: Cache, record: Prepared | None) -> None:
         for spec in (_recorded(cache, manifest) if record is None else record).engines():

@@ -35,6 +35,8 @@ Bytes = npt.NDArray[np.uint8]
 class TensorRTExecutor(Executor):
     """The prepared engines of one bundle. See `Executor`."""
 
+    prepared = True
+
     def __init__(
         self,
         bundle: Bundle,

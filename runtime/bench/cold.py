@@ -20,9 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _IMPORT = "import time; t = time.perf_counter(); {0}; print((time.perf_counter() - t) * 1e3)"
 
 
-def fresh_processes(folder: Path, settings: Settings, steps: int | None) -> dict[str, list[float]]:
-    """Milliseconds of importing this package alone and with everything a call needs, and of a process that draws."""
-    everything = f"import runtime.pipeline, soundfile, soxr, PIL.Image; {_import_of(settings.device)}"
+def fresh_processes(folder: Path, asked: Settings, device: str, steps: int | None) -> dict[str, list[float]]:
+    """Milliseconds of importing this package alone and with everything a call needs, and of a process that draws.
+
+    `asked`: what the user asked for, "auto" where it is left to the process, as in a user's own: to find the device and
+    the precision is part of a cold start. `device`: the one that is found.
+    """
+    everything = f"import runtime.pipeline, soundfile, soxr, PIL.Image; {_import_of(device)}"
     times = {
         "import_runtime": [float(_python("-c", _IMPORT.format("import runtime"))) for _ in range(IMPORTS)],
         "import_all": [float(_python("-c", _IMPORT.format(everything))) for _ in range(IMPORTS)],
@@ -30,7 +34,8 @@ def fresh_processes(folder: Path, settings: Settings, steps: int | None) -> dict
     with tempfile.TemporaryDirectory() as scratch:
         speech, portrait = Path(scratch) / "speech.wav", Path(scratch) / "portrait.png"
         speech.write_bytes(wav_bytes(synthetic_speech(), 16000))
-        options = ["--device", settings.device, "--threads", str(settings.threads), "--bundle", str(folder.absolute())]
+        options = ["--device", asked.device, "--threads", str(asked.threads), "--precision", asked.precision]
+        options += ["--bundle", str(folder.absolute())]
         options += [] if steps is None else ["--steps", str(steps)]
         command = ("-m", "runtime", "generate", str(speech), "-o", str(portrait), *options)
         times["process_to_png"] = stopwatch(lambda: _python(*command), COLD_STARTS)

@@ -25,7 +25,8 @@ from .text import table
 QUIET_CALLS, QUIET_BLOCKS = 30, 3
 """Undisturbed calls, and blocks with any, that both reports must have to be judged."""
 MAX_BYTES = 64 * 2**20
-SAME = ("device", "threads", "steps", "batch")
+SAME = ("device", "precision", "prepared", "threads", "steps", "batch")
+"""Settings in which two reports must agree before their times are compared."""
 WHOLE = "end_to_end"
 QUICK = 5
 """Percentile of the quick calls."""
@@ -92,7 +93,7 @@ def baseline(place: str | os.PathLike[str]) -> Path:
 def compare(first: dict[str, Any], second: dict[str, Any], *, anyway: bool = False) -> Comparison:
     """How many times as long the second report's stages take as the first's.
 
-    Raises InvalidArgument where bundle, device, threads, steps or batch differ, unless `anyway`.
+    Raises InvalidArgument where the bundles, or what SAME names of the settings, differ, unless `anyway`.
     """
     differences = _differences(first, second)
     if differences and not anyway:

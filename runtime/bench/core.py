@@ -173,7 +173,9 @@ def ratio(
     """Median (or another percentile) of `over` by that of `under`, each a list of blocks of milliseconds.
 
     The bootstrap draws blocks and then calls out of them, always with the same random numbers: blocks are what is
-    independent, and a single block still has an interval. `paired`: block i of both was measured at about the same
+    independent, and a single block still has an interval. So the interval covers how calls scatter within a block and
+    how blocks, a machine's fast and slow seconds, scatter within a run; not how one run differs from the next, which
+    would take several runs of each. `paired`: block i of both was measured at about the same
     time (interleaved rounds); then it is the median of the blocks' own ratios, and slow minutes that met both arms do
     not count. ValueError for no values, or pairs that are none.
     """

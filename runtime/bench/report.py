@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 from .. import __version__
 from ..backends import Settings
-from ..bundle import read_bundle, read_manifest
+from ..bundle import read_manifest
 from ..errors import InvalidArgument
-from ..pipeline import Pipeline, settings_for, shipped_bundle
+from ..pipeline import Pipeline, read_for, settings_for, shipped_bundle
 from ..portrait import Portrait, Timings
 from .cold import fresh_processes
 from .core import Block, Work, block, flat, statistics, stopwatch, values
@@ -27,7 +27,7 @@ from .energy import joules_per_call
 from .speech import synthetic_speech, wav_bytes
 from .system import environment, gpus, state, versions
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KIND = "s2f-bench"
 RUNS, WARMUP = 200, 20
 BLOCK_SECONDS, BLOCK_CALLS = 0.75, 5
@@ -43,6 +43,7 @@ def measure(
     *,
     device: str = "auto",
     threads: int | None = None,
+    precision: str = "auto",
     steps: int | None = None,
     runs: int = RUNS,
     warmup: int = WARMUP,
@@ -63,15 +64,15 @@ def measure(
         raise InvalidArgument(f"patience must be a number of seconds in 0..86400, not {patience!r:.40}.")
     folder = Path(shipped_bundle() if bundle is None else bundle)
     state_before, machine = state(), environment()
-    settings = settings_for(read_manifest(folder)[0], device, threads)
+    settings = settings_for(read_manifest(folder)[0], device, threads, precision)
     once: dict[str, list[float]] = {}
     process: dict[str, Any] = {}
     if patience:
         wait_for_quiet(time.monotonic() + patience)
     begin = snapshot()
     if cold:
-        once.update(fresh_processes(folder, settings, steps))
-        process["cold_peak_rss_mb"] = _peak_rss(children=True)
+        once.update(fresh_processes(folder, Settings(device, settings.threads, precision), settings.device, steps))
+        process["cold_peak_rss_mib"] = _peak_rss(children=True)
     vram = _device_memory(settings)
     pipeline, opening = _open(folder, settings)
     with pipeline:
@@ -82,8 +83,8 @@ def measure(
         once.update({name: [value] for name, value in opening.items()})
         once_conditions = between(begin, snapshot())
         blocks, conditions = _warm(works, runs, warmup, patience, doubt)
-        process.update(_idle(), peak_rss_mb=_peak_rss(), os_threads=_os_threads())
-        process["vram_mb"] = None if vram is None else _difference(vram, _device_memory(settings))
+        process.update(_idle(), peak_rss_mib=_peak_rss(), os_threads=_os_threads())
+        process["vram_mib"] = None if vram is None else _difference(vram, _device_memory(settings))
         energy = joules_per_call(works["end_to_end"])
     return {
         "schema_version": SCHEMA_VERSION,
@@ -93,6 +94,7 @@ def measure(
         "bundle": {"name": pipeline.manifest.name, "sha256": pipeline.identity},
         "settings": {
             **{"device": settings.device, "threads": settings.threads, "steps": count, "batch": 1},
+            **{"precision": pipeline.precision, "prepared": pipeline.prepared},
             **{"runs": runs, "warmup": warmup, "patience": patience},
         },
         "machine": machine,
@@ -152,7 +154,7 @@ def _check(name: str, value: Any, low: int) -> None:
 def _open(folder: Path, settings: Settings) -> tuple[Pipeline, dict[str, float]]:
     """What `load` does, its two halves timed in milliseconds. The bundle's bytes are let go."""
     made: list[Any] = []
-    reading = stopwatch(lambda: made.append(read_bundle(folder)), 1)[0]
+    reading = stopwatch(lambda: made.append(read_for(folder, settings)), 1)[0]
     opening = stopwatch(lambda: made.append(Pipeline(made.pop(), settings)), 1)[0]
     return made.pop(), {"read_bundle": reading, "open_sessions": opening}
 

@@ -73,7 +73,8 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
     energy = {name: value for name, value in (report["energy"] or {}).items() if value is not None}
     facts = {
         "bundle": f"{report['bundle']['name']} {report['bundle']['sha256'][:12]}, {settings['steps']} steps, batch 1",
-        "device": f"{settings['device']}, {_count(settings['threads'], 'thread')}",
+        "device": f"{settings['device']} in {settings['precision']}, {_count(settings['threads'], 'thread')}, graphs "
+        + ("as prepared" if settings["prepared"] else "made ready at load"),
         "calls": f"{settings['runs']} timed after {settings['warmup']} to warm up, {len(report['blocks'])} blocks",
         "machine": f"{machine['id']}: {machine['cpu']}, {_count(machine['usable_cores'], 'usable core')} "
         f"(CPU {machine['affinity']}), {' '.join(machine['cpu_flags'])}",
@@ -82,7 +83,7 @@ def _facts(report: dict[str, Any]) -> dict[str, str]:
         "gpu": "; ".join(_gpu(gpu) for gpu in machine["gpus"]),
         "load": f"{_words(state['before']['load'])} before, {_words(state['after']['load'])} after",
         "cpu time": ", ".join(shares),
-        "process": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in process.items()),
+        "process": ", ".join(f"{_title(name)} {value:g}" for name, value in process.items()),
         "energy": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in energy.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
     }
@@ -112,6 +113,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for first, *rest in rows:
         yield "  ".join([first.ljust(widths[0]), *(c.rjust(w) for c, w in zip(rest, widths[1:], strict=True))])
+
+
+def _title(name: str) -> str:
+    """A field's name for a reader: its unit as one writes it."""
+    return name.replace("_", " ").replace(" mib", " MiB")
 
 
 def _gpu(gpu: dict[str, Any]) -> str:
