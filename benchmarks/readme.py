@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.peers import report as arena
 from runtime.bench import read_report, table
 from runtime.errors import S2FError
@@ -27,6 +29,7 @@ PEERS = RESULTS / "peers.json"
 DEMOS = "demo-*-steps4.json"
 """The shipped bundle at its default steps, a file per device of the CPU."""
 DEMO, GATE = RESULTS / "demo-cpu-steps4.json", RESULTS / "gate.json"
+CALIBRATION = RESULTS / "calibration" / "report.json"
 JSON = dict[str, Any]
 
 COLUMNS = ("p50", "p90", "p99", "min")
@@ -123,6 +126,28 @@ def gate() -> str:
     )
 
 
+def eight_bits() -> str:
+    """What the gate of calibration measured, and the times of its report."""
+    found = json.loads((ROOT / CALIBRATION).read_text(encoding="utf-8"))
+    rows = [["against float32", "PSNR, dB", "1 % below", "worst", "cosine", "sex / age / attributes agree, %", "MB"]]
+    named = [("weights stored in eight bits", found["stored"], found["sizes"]["float32"])]
+    for family, one in found["variants"].items():
+        named += [(f"**{family}**", one["quality"], found["sizes"][family])]
+        named += [(f"{family}, simply everything", one["everything"], None)]
+    for name, quality, size in named:
+        psnr = quality["psnr"]
+        agree = " / ".join(f"{quality[key]:.1f}" for key in ("sex", "age", "attributes"))
+        numbers = f"{np.mean(psnr):.1f}", f"{np.percentile(psnr, 1):.1f}", f"{min(psnr):.1f}"
+        rows.append([name, *numbers, f"{np.mean(quality['cosine']):.4f}", agree, f"{size / 1e6:.1f}" if size else ""])
+    times = {(one["device"], one["precision"], one["threads"]): one["p50"] for one in found["latency_ms"]}
+    counts = sorted({threads for _, _, threads in times}, reverse=True)
+    kinds = list(dict.fromkeys((device, precision) for device, precision, _ in times))
+    heads = ["ms, one portrait", *(f"{n} thread{'s' if n > 1 else ''}" for n in counts)]
+    speed = [heads, *([f"{d}, {p}", *(f"{times[d, p, n]:.1f}" for n in counts)] for d, p in kinds)]
+    told = f"Over {len(found['stored']['psnr'])} pairs of voice and seed ([report]({CALIBRATION.with_suffix('.md')})):"
+    return "\n".join([told, "", *table(rows), "", "The same portraits in one run, taking turns:", "", *table(speed)])
+
+
 def peers() -> str:
     """Ours beside what others would do, with all cores and with one thread."""
     report = arena.read(ROOT / PEERS)
@@ -171,6 +196,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "how fast": how_fast,
     "peers": peers,
     "openvino": openvino,
+    "eight bits": eight_bits,
     "gate": gate,
 }
 INLINE = ("headline",)

@@ -67,8 +67,8 @@ class Quality:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers, raw values included."""
-        lists = ("psnr", "cosine", "perceptual", "step_errors", "plain_errors")
-        told: dict[str, Any] = {name: [round(float(x), 5) for x in getattr(self, name)] for name in lists}
+        places = {"psnr": 2, "cosine": 4, "perceptual": 4, "step_errors": 5, "plain_errors": 5}
+        told: dict[str, Any] = {name: [round(float(x), n) for x in getattr(self, name)] for name, n in places.items()}
         return told | {
             name: round(float(getattr(self, name)), 3) for name in ("sex", "age", "attributes", "kid", "growth")
         }

@@ -50,7 +50,7 @@ def write_report(folder: Path, found: Calibration, told: Told) -> None:
         "report.md": _markdown(found, told).encode(),
         "layers.csv": _csv(_LAYER_COLUMNS, _layer_rows(found)),
         "variants.csv": _csv(_VARIANT_COLUMNS, _variant_rows(found, told)),
-        "report.json": (json.dumps(_json(found, told), indent=1) + "\n").encode(),
+        "report.json": _rows(_json(found, told)),
         "sensitivity.png": _sensitivity_plot(found),
         "steps.png": _steps_plot(found),
         **{f"portraits-{one.family}.jpg": _sheet(found, one) for one in found.results if one.quality.pairs},
@@ -184,6 +184,16 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
     writer.writerow([*columns, *(f"variant_{i}" for i in range(max(map(len, rows), default=0) - len(columns)))])
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def _rows(value: dict[str, Any]) -> bytes:
+    """JSON with a line per key, and per layer: a diff shows what changed."""
+    lines = []
+    for key, item in value.items():
+        inner = [json.dumps(one) for one in item] if isinstance(item, list) else []
+        text = "[\n  " + ",\n  ".join(inner) + "\n ]" if inner else json.dumps(item)
+        lines.append(f" {json.dumps(key)}: {text}")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def _json(found: Calibration, told: Told) -> dict[str, Any]:
