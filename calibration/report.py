@@ -304,4 +304,4 @@ def _sheet(found: Calibration, result: Result) -> bytes:
         apart = np.clip(128.0 + AMPLIFIED * (b.astype(np.float64) - a), 0, 255).astype(np.uint8)
         columns.append(np.concatenate([a, b, apart], axis=0))
     facts = {"Variant": result.family, "Rows": "float32, int8, difference times 8"}
-    return encode_marked(np.concatenate(columns, axis=1), "jpeg", facts=facts)
+    return encode_marked(np.concatenate(columns, axis=1), "jpeg", facts=facts, quality=82)
