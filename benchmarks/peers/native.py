@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchmarks.gpu.torch_baseline import random_system
 from export import denoiser as lean
+from export import fuse
 from export.modules import DecoderGraph, EncoderGraph, StepRows, step_graph
 from runtime.bundle import Bundle
 from runtime.errors import BundleInvalid
@@ -74,14 +75,14 @@ def fill(module: nn.Module, graph: ModelProto) -> None:
 
 
 def weights(graph: ModelProto) -> dict[str, np.ndarray[Any, Any]]:
-    """The graph's weights by their parameters' names; the constants of the exporter are left out."""
-    stored = {tensor.name.removesuffix("_float16"): tensor for tensor in graph.graph.initializer}
-    found = {}
-    for name, tensor in stored.items():
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and not name.startswith(
-            ("/", "onnx")
-        ):
-            found[name] = numpy_helper.to_array(tensor)
+    """The graph's weights by their parameters' names, widened in place; the constants of the exporter are left out."""
+    fuse.widen_weights(graph)
+    stored = {tensor.name: tensor for tensor in graph.graph.initializer}
+    found = {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in stored.items()
+        if tensor.data_type == onnx.TensorProto.FLOAT and not name.startswith(("/", "onnx"))
+    }
     for node in graph.graph.node:
         for name in node.input:
             if name.startswith("onnx::MatMul") and name in stored:
