@@ -6,8 +6,6 @@ All arithmetic is in the graphs of the bundle; the host moves arrays, draws nois
 from __future__ import annotations
 
 import atexit
-import math
-import operator
 import os
 import threading
 import time
@@ -20,10 +18,11 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import integer, is_integer, seconds, seeds, within
 from .audio import HIGHEST_RATE, LOWEST_RATE, Speech, load_speech
 from .backends import Settings, open_executor, select, settle
 from .bundle import Bundle, Manifest, StepTable, read_bundle, read_manifest
-from .errors import BackendFailed, BundleNotFound, Closed, InvalidArgument
+from .errors import BackendFailed, BundleNotFound, Closed
 from .executor import Clock, Executor, Work
 from .gate import Gate, detector
 from .intake import MAX_CHANNELS, Intake
@@ -69,7 +68,7 @@ def settings_for(
     manifest: Manifest, device: str = "auto", threads: int | None = None, precision: str = "auto"
 ) -> Settings:
     """What `load` makes of its options. Raises InvalidArgument, BackendMissing, DeviceUnavailable, BundleInvalid."""
-    count = usable_cores() if threads is None else _integer("threads", threads, 1, MAX_THREADS)
+    count = usable_cores() if threads is None else integer("threads", threads, 1, MAX_THREADS)
     chosen = select(device, manifest)
     check(chosen, precision, manifest)
     return Settings(chosen, count, settle(chosen, precision, manifest))
@@ -177,13 +176,13 @@ class Pipeline:
         self._check_open()
         clock, watch = Clock(), Watch(progress, timeout)
         speeches = list(speech) if isinstance(speech, list) else [speech]
-        seeds = _seeds(seed, len(speeches))
+        each = seeds(seed, len(speeches))
         steps, table, chosen = self._options(steps, guidance, prior_weight)
 
         with clock.measure("audio"):
             pcm = np.stack([load_speech(one, window=window) for one in speeches])
-        portraits = self._draw(Work(pcm, seeds, table, chosen, watch=watch), clock)
-        return portraits if isinstance(speech, list) or not _is_integer(seed) else portraits[0]
+        portraits = self._draw(Work(pcm, each, table, chosen, watch=watch), clock)
+        return portraits if isinstance(speech, list) or not is_integer(seed) else portraits[0]
 
     def stream(
         self,
@@ -206,11 +205,11 @@ class Pipeline:
         BackendFailed, Closed.
         """
         self._check_open()
-        rate = _integer("sample_rate", sample_rate, LOWEST_RATE, HIGHEST_RATE)
-        intake = Intake(rate, _integer("channels", channels, 1, MAX_CHANNELS))
+        rate = integer("sample_rate", sample_rate, LOWEST_RATE, HIGHEST_RATE)
+        intake = Intake(rate, integer("channels", channels, 1, MAX_CHANNELS))
         _, table, chosen = self._options(steps, guidance, prior_weight)
-        style = Style(_integer("seed", seed, 0, MAX_SEED), table, chosen)
-        backlog = round(_seconds("max_backlog", max_backlog, 1, MAX_BACKLOG) * SAMPLE_RATE)
+        style = Style(integer("seed", seed, 0, MAX_SEED), table, chosen)
+        backlog = round(seconds("max_backlog", max_backlog, 1, MAX_BACKLOG) * SAMPLE_RATE)
         return Stream(self, style, intake, Gate(detector(vad)), backlog)
 
     def close(self) -> None:
@@ -261,11 +260,11 @@ class Pipeline:
     ) -> tuple[int, StepTable, dict[str, float]]:
         """Steps, their table, and the options by name, checked. Raises InvalidArgument, StepsUnavailable."""
         manifest = self.manifest
-        count = manifest.default_steps if steps is None else _integer("steps", steps, 1, None)
+        count = manifest.default_steps if steps is None else integer("steps", steps, 1, None)
         scale, prior = manifest.guidance, manifest.prior
         chosen = {
-            "guidance": _within("guidance", guidance, scale.default, (scale.min, scale.max), manifest.name),
-            "prior_weight": _within("prior_weight", prior_weight, prior.weight, (prior.min, prior.max), manifest.name),
+            "guidance": within("guidance", guidance, scale.default, (scale.min, scale.max), manifest.name),
+            "prior_weight": within("prior_weight", prior_weight, prior.weight, (prior.min, prior.max), manifest.name),
         }
         return count, manifest.table(count), chosen
 
@@ -279,64 +278,6 @@ class Pipeline:
         if ending.is_set():
             raise Closed("The process is ending: nothing can be drawn any more.")
         return self._executor
-
-
-def _seeds(seed: int | Sequence[int], speeches: int) -> list[int]:
-    """One seed per portrait. Raises InvalidArgument for bad seeds, an empty list or lists that do not pair."""
-    if speeches == 0:
-        raise InvalidArgument("The list of speeches is empty. Give at least one.")
-    if _is_integer(seed):
-        return [_integer("seed", seed, 0, MAX_SEED)] * speeches
-    if isinstance(seed, (str, bytes)) or not isinstance(seed, (Sequence, np.ndarray)) or len(seed) == 0:
-        raise InvalidArgument(f"seed must be a whole number or a list of them, not {seed!r:.40}.")
-    seeds = [_integer("seed", one, 0, MAX_SEED) for one in seed]
-    if speeches not in (1, len(seeds)):
-        raise InvalidArgument(f"{len(seeds)} seeds for {speeches} speeches. Give one seed, or one per speech.")
-    return seeds
-
-
-def _is_integer(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, np.ndarray)
-
-
-def _integer(name: str, value: Any, low: int, high: int | None) -> int:
-    """A whole number in range; True and 1.0 are none. Raises InvalidArgument."""
-    try:
-        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < low or (high is not None and number > high):
-        limits = f"{low} or more" if high is None else f"in {low}..{high}"
-        raise InvalidArgument(f"{name} must be a whole number {limits}, not {value!r:.40}.")
-    return number
-
-
-def _seconds(name: str, value: Any, low: float, high: float) -> float:
-    """A number in range. Raises InvalidArgument."""
-    if isinstance(value, (bool, str, bytes)) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InvalidArgument(f"{name} must be a number of seconds in {low:g}..{high:g}, not {value!r:.40}.")
-    return float(value)
-
-
-def _within(name: str, value: Any, default: float, limits: tuple[float, float], bundle: str) -> float:
-    """A number within the bundle's limits, or its default for None. Raises InvalidArgument.
-
-    A limit given as float32, which is what the graphs take, is that limit: np.float32(0.1) is within 0..0.1.
-    """
-    low, high = limits
-    if value is None:
-        return default
-    try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    nearest = min(max(number, low), high)
-    if math.isclose(number, nearest, rel_tol=1e-7):
-        return nearest
-    if low == high:
-        problem = f"The bundle {bundle} folds {name} {default:g} into its graphs, so it cannot be {value!r:.40}."
-        raise InvalidArgument(f"{problem} Leave {name} out or use another bundle.")
-    raise InvalidArgument(f"{name} must be a number in {low:g}..{high:g} for the bundle {bundle}, not {value!r:.40}.")
 
 
 _default: tuple[tuple[object, ...], Pipeline] | None = None

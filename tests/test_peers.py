@@ -109,8 +109,11 @@ def test_a_slow_one_is_ended(opener: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_no_round_begins_when_time_is_up(opener: Any) -> None:
     """The first one is always taken, since nobody knows what it takes."""
-    found = contest([REFERENCE], opener, dataclasses.replace(FAST, rounds=5, most_rounds=5), seconds=0.0)
-    assert len(found[REFERENCE]["rounds"]) <= 1
+    counts = dataclasses.replace(FAST, rounds=5, most_rounds=5)
+    found = contest([REFERENCE, "an other"], opener, counts, seconds=0.0)
+    assert [[one["round"] for one in arm["rounds"]] for arm in found.values()] == [[0], [0]]
+    assert all(len(arm["rounds"][0]["ms"]) == FAST.runs for arm in found.values())
+    assert not any("error" in arm for arm in found.values())
 
 
 def test_dirty_rounds_are_followed_by_more(monkeypatch: pytest.MonkeyPatch) -> None:

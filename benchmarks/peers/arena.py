@@ -124,7 +124,8 @@ def _rounds(
 ) -> None:
     longest = 0.0
     for number in range(counts.most_rounds):
-        if not alive or deadline.left < longest or all(_clean(results[name]) >= counts.rounds for name in alive):
+        late = number > 0 and deadline.left < longest
+        if not alive or late or all(_clean(results[name]) >= counts.rounds for name in alive):
             return
         tell(f"round {number + 1}")
         begin = time.monotonic()
