@@ -29,7 +29,7 @@ from .intake import MAX_CHANNELS, Intake
 from .machine import usable_cores
 from .noise import MAX_SEED
 from .portrait import Portrait
-from .precision import check, variant_for
+from .precision import check, check_known, variant_for
 from .specs import SAMPLE_RATE
 from .stream import Stream, Style
 from .watch import Progress, Watch, ending
@@ -69,7 +69,8 @@ def settings_for(
 ) -> Settings:
     """What `load` makes of its options. Raises InvalidArgument, BackendMissing, DeviceUnavailable, BundleInvalid."""
     count = usable_cores() if threads is None else integer("threads", threads, 1, MAX_THREADS)
-    chosen = select(device, manifest)
+    check_known(precision)
+    chosen = select(device, manifest, precision)
     check(chosen, precision, manifest)
     return Settings(chosen, count, settle(chosen, precision, manifest))
 

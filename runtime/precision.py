@@ -10,7 +10,7 @@ import logging
 
 from .bundle import Manifest
 from .errors import BundleInvalid, DeviceUnavailable, InvalidArgument
-from .variants import family_for, multiplies_int8
+from .variants import computes_bf16, family_for, multiplies_int8
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +27,32 @@ PREPARED = ("cuda", "tensorrt")
 """Devices whose precision is that of what was prepared."""
 
 
+def check_known(precision: str) -> None:
+    """Raise InvalidArgument unless it is one of PRECISIONS."""
+    if precision not in PRECISIONS:
+        raise InvalidArgument(f"precision is {precision!r:.40}. Choose one of {', '.join(PRECISIONS)}.")
+
+
+def serves(device: str, precision: str) -> bool:
+    """Whether a device can be asked for a precision at all."""
+    return precision == "auto" or precision in SERVED[device]
+
+
 def check(device: str, precision: str, manifest: Manifest) -> None:
     """Whether a device can be asked for a precision with a bundle.
 
-    Raises InvalidArgument (no precision at all), DeviceUnavailable (not on this device or processor), BundleInvalid
+    Raises DeviceUnavailable (not on this device or processor), BundleInvalid
     (the bundle has no graphs for it).
     """
-    if precision not in PRECISIONS:
-        raise InvalidArgument(f"precision is {precision!r:.40}. Choose one of {', '.join(PRECISIONS)}.")
     if precision == "auto":
         return
-    if precision not in SERVED[device]:
+    if not serves(device, precision):
         served = ", ".join(SERVED[device])
         raise DeviceUnavailable(
             f"The device {device} draws in {served}, not in {precision}. Choose one of those or auto."
         )
+    if precision == "bf16" and not computes_bf16():
+        raise DeviceUnavailable("This processor does not compute in bfloat16. Use precision fp32 or auto.")
     if precision != "int8":
         return
     family = family_for(device, manifest.variants)

@@ -20,6 +20,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {"int8-x86": ("cpu", "openvino"), "int
 GATES = ("passed", "missed", "unverified")
 INT8 = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
 """Instruction sets that multiply eight bits exactly. Without one, sums of products of uint8 and int8 saturate."""
+BF16 = frozenset(("avx512_bf16", "amx_bf16"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,11 @@ def read_variants(value: object, path: str, stages: Sequence[str]) -> dict[str, 
 def family_for(device: str, variants: Mapping[str, Variant]) -> str | None:
     """The family of a bundle that a device runs; None where the bundle has none for it."""
     return next((name for name in variants if device in FAMILIES[name]), None)
+
+
+def computes_bf16() -> bool:
+    """Whether this processor multiplies in bfloat16."""
+    return bool(BF16 & set(cpu_flags()))
 
 
 def multiplies_int8() -> bool:

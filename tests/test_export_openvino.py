@@ -59,7 +59,7 @@ def a_standing(**changes: Any) -> Standing:
 def prepared(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> list[str]:
     """Prepare where ONNX Runtime, bf16 and f32 take these seconds."""
     told: list[str] = []
-    monkeypatch.setattr(openvino, "cpu_flags", lambda: ["avx512_bf16"])
+    monkeypatch.setattr("runtime.variants.cpu_flags", lambda: ["avx512_vnni", "avx512_bf16"])
     take = iter([*seconds] * len(prepares.thread_counts()))
     monkeypatch.setattr(prepares, "medians", lambda arms, *_: {name: next(take) * 1e3 for name in arms})
     prepares.prepare(bundle, told.append)
@@ -133,7 +133,7 @@ def test_faster_with_all_cores_alone_is_not_enough(bundle: Bundle, cache: Cache)
 @pytest.fixture
 def eight(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """With a variant, on a processor that is made for it."""
-    monkeypatch.setattr("runtime.variants.cpu_flags", lambda: ["avx512_vnni"])
+    monkeypatch.setattr("runtime.variants.cpu_flags", lambda: ["avx512_vnni", "avx512_bf16"])
     return read_bundle(add_variant(bundle.path))
 
 

@@ -160,7 +160,7 @@ def test_settings_are_explicit(bundle: Bundle) -> None:
 def test_precision_is_what_the_processor_computes_in(
     flags: list[str], precisions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino, "cpu_flags", lambda: flags)
+    monkeypatch.setattr("runtime.variants.cpu_flags", lambda: flags)
     assert openvino.precisions_here() == precisions
 
 

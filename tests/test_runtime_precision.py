@@ -19,7 +19,7 @@ from runtime.errors import BundleInvalid, BundleTampered, DeviceUnavailable, Inv
 from runtime.pipeline import Pipeline, read_for, settings_for
 
 VOICE = (synthetic_speech(), 16000)
-VNNI = ["avx512f", "avx512_vnni"]
+VNNI = ["avx512_vnni", "avx512_bf16"]
 
 
 def with_flags(monkeypatch: pytest.MonkeyPatch, flags: list[str]) -> None:

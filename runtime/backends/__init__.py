@@ -38,13 +38,13 @@ def available() -> list[Device]:
     return [_probe(name) for name in PREFERENCE]
 
 
-def select(device: str = "auto", manifest: Manifest | None = None) -> str:
+def select(device: str = "auto", manifest: Manifest | None = None, precision: str = "auto") -> str:
     """The device to use: the one asked for, or with "auto" the first of PREFERENCE that works.
 
     "auto" takes tensorrt only where engines are prepared for the bundle of `manifest`, and openvino only where `s2f
-    prepare` found it faster than cpu for it. Raises DeviceUnavailable for an unknown name or a device that does not
-    work here, BackendMissing where the package is not installed. A device that was asked for is never replaced by
-    another.
+    prepare` found it faster than cpu for it; with a `precision` other than "auto" only those that draw in it. Raises
+    DeviceUnavailable for an unknown name or a device that does not work here, BackendMissing where the package is not
+    installed. A device that was asked for is never replaced by another.
     """
     if device in DEVICES:
         _require(device)
@@ -54,9 +54,17 @@ def select(device: str = "auto", manifest: Manifest | None = None) -> str:
         raise DeviceUnavailable(
             f"Unknown device {str(device)[:40]!r}. Choose one of {known}; `s2f doctor` says which work."
         )
-    for name in PREFERENCE[:-1]:
-        if _can_be_here(name) and is_preferred(name, manifest) and _probe(name).usable:
+    from ..precision import serves
+
+    serving = [name for name in PREFERENCE if serves(name, precision)]
+    for name in serving:
+        last = name == PREFERENCE[-1]
+        if not last and _can_be_here(name) and is_preferred(name, manifest, precision) and _probe(name).usable:
             return name
+    if PREFERENCE[-1] not in serving:
+        raise DeviceUnavailable(
+            f"No device that works here draws in {precision}; {' and '.join(serving)} would. `s2f doctor` says why not."
+        )
     _require(PREFERENCE[-1])
     return PREFERENCE[-1]
 
@@ -74,22 +82,24 @@ def settle(device: str, precision: str, manifest: Manifest) -> str:
     return openvino.precision_for(manifest)
 
 
-def is_ready(device: str, manifest: Manifest | None) -> bool:
-    """Whether nothing has to be prepared before a bundle runs on a device that works here."""
+def is_ready(device: str, manifest: Manifest | None, precision: str = "auto") -> bool:
+    """Whether nothing has to be prepared before a bundle runs on a device that works here, in a precision."""
     if device != "tensorrt":
         return True
     from . import tensorrt
 
-    return manifest is not None and tensorrt.is_prepared(manifest)
+    return manifest is not None and tensorrt.is_prepared(manifest, precision)
 
 
-def is_preferred(device: str, manifest: Manifest | None) -> bool:
-    """Whether "auto" takes a device that works here for a bundle, if it comes to it in the order of PREFERENCE."""
+def is_preferred(device: str, manifest: Manifest | None, precision: str = "auto") -> bool:
+    """Whether "auto" takes a device that works here for a bundle, if it comes to it in the order of PREFERENCE, and
+    draws in a precision that it serves: for OpenVINO the one it was measured in, or bfloat16, which the cpu has not.
+    """
     if device != "openvino":
-        return is_ready(device, manifest)
+        return is_ready(device, manifest, precision)
     from . import openvino
 
-    return manifest is not None and openvino.is_faster(manifest)
+    return precision == "bf16" or (manifest is not None and openvino.is_faster(manifest, precision))
 
 
 def openvino_standing(manifest: Manifest) -> str:

@@ -34,6 +34,7 @@ from ..errors import BackendFailed, BackendMissing, DeviceOutOfMemory, NotPrepar
 from ..machine import cpu_flags, cpu_model, usable_cores
 from ..precision import offers_int8
 from ..standing import Standing, read_standing
+from ..variants import computes_bf16
 from . import ort
 from .base import Array, Device, Session, Settings, Tensor, lacks_memory
 
@@ -47,7 +48,6 @@ PREPARE = "Run: s2f prepare BUNDLE --device openvino"
 RECIPE = 2
 """Rises when graphs are compiled with other options, so that those kept before are not used."""
 
-_BF16 = {"avx512_bf16", "amx_bf16"}
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 """Its names of precisions. What a graph has in eight bits is computed in eight bits under either."""
 _TYPES = {"f32": "float32", "i64": "int64", "u8": "uint8"}
@@ -141,7 +141,7 @@ def _without_telemetry() -> Iterator[None]:
 
 def precision_here() -> str:
     """ "bf16" where this CPU computes in it, else "fp32"."""
-    return "bf16" if _BF16 & set(cpu_flags()) else "fp32"
+    return "bf16" if computes_bf16() else "fp32"
 
 
 def precisions_here() -> tuple[str, ...]:
@@ -177,8 +177,8 @@ def standing_here(manifest: Manifest) -> Standing | None:
     return found
 
 
-def is_faster(manifest: Manifest) -> bool:
-    """Whether `s2f prepare` found that a bundle is drawn faster here than by ONNX Runtime, and alike."""
+def is_faster(manifest: Manifest, precision: str = "auto") -> bool:
+    """Whether `s2f prepare` found that a bundle is drawn faster here than by ONNX Runtime, alike, and so."""
     try:
         found = standing_here(manifest)
     except S2FError as reason:
@@ -189,7 +189,7 @@ def is_faster(manifest: Manifest) -> bool:
         return False
     if not found.wins:
         logger.info("openvino is passed over: %s", found)
-    return found.wins
+    return found.wins and precision in ("auto", found.precision)
 
 
 def standing_text(manifest: Manifest) -> str:
@@ -269,6 +269,8 @@ def _options(settings: Settings) -> dict[str, Any]:
         "INFERENCE_NUM_THREADS": settings.threads,
         "INFERENCE_PRECISION_HINT": _HINTS[precision_here() if settings.precision == "int8" else settings.precision],
         "ENABLE_CPU_PINNING": False,
+        # Weights stored in eight bits are no leave to round what they are multiplied with, as it does by itself: 55 dB.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }
 
 

@@ -94,14 +94,14 @@ def prepared(manifest: Manifest, cache: Cache, place: Place) -> Prepared:
     return record
 
 
-def is_prepared(manifest: Manifest) -> bool:
-    """Whether a bundle can run here as it is; what stands against it is logged."""
+def is_prepared(manifest: Manifest, precision: str = "auto") -> bool:
+    """Whether a bundle can run here as it is, in a precision; what stands against it is logged."""
     try:
-        prepared(manifest, Cache.default(), place_here(package()))
+        record = prepared(manifest, Cache.default(), place_here(package()))
     except S2FError as reason:
         logger.info("tensorrt is passed over: %s", reason)
         return False
-    return True
+    return precision in ("auto", record.precision)
 
 
 def make_logger(trt: Any) -> Any:
