@@ -17,7 +17,8 @@ import numpy.typing as npt
 from export.trial import medians, work
 from runtime.backends.base import Session, Settings
 from runtime.bundle import Bundle, Manifest
-from runtime.cache import Cache, Refused
+from runtime.cache import Cache
+from runtime.doctor import package_versions
 from runtime.engines import RECORDS, EngineSpec, engine_tensors
 from runtime.errors import BackendFailed
 from runtime.executor import Clock, Executor, Image, StepwiseExecutor, Work
@@ -106,19 +107,11 @@ def forms_key(manifest: Manifest, settings: Settings) -> dict[str, Any]:
         "flags": cpu_flags(),
         "sources": {name: stage.sha256 for name, stage in manifest.stages.items()},
         "steps": manifest.default_steps,
+        "versions": {name: package_versions().get(name) for name in ("onnxruntime", "openvino")},
     }
 
 
 def write_forms(cache: Cache, manifest: Manifest, settings: Settings, found: Forms) -> None:
-    """Remember both times, and that the stages are taken. Raises OutputUnwritable."""
+    """Remember both times, and that the stages are taken, which is all this release does. Raises OutputUnwritable."""
     value = {"taken": "stages", "milliseconds": dataclasses.asdict(found)}
     cache.write(RECORDS, forms_key(manifest, settings), json.dumps(value).encode())
-
-
-def read_forms(cache: Cache, manifest: Manifest, settings: Settings) -> Forms | None:
-    """What was measured, None where nothing was. Raises Refused."""
-    data = cache.read(RECORDS, forms_key(manifest, settings))
-    try:
-        return None if data is None else Forms(**json.loads(data)["milliseconds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Refused(f"the record of forms is not readable ({type(error).__name__})") from None

@@ -52,7 +52,9 @@ def prepare(bundle: Bundle, tell: Tell) -> None:
             size += sum(keep(chosen.files[name], settings, cache, f"the {name} graph") for name in manifest.stages)
         told = " and ".join(map(str, counts))
         tell(f"ready: compiled graphs in {precision} for {told} threads, {size / 1e6:.1f} MB in the cache")
-        if chosen.variant is None:  # which has but one form
+        if chosen.variant is not None:
+            tell("stages one by one: a variant is not made into one graph")
+        else:
             record_forms(chosen, OpenVinoSession, Settings(NAME, max(counts), precision), tell)
 
 

@@ -71,7 +71,9 @@ def prepare(bundle: Bundle, tell: Tell) -> None:
         else:
             what = f"optimised graphs in {settings.precision}"
             tell(f"ready: {what}, {size / 1e6:.1f} MB in the cache, which draw the same")
-        if bundle.variant is None:
+        if bundle.variant is not None:
+            tell("stages one by one: a variant is not made into one graph")
+        else:
             record_forms(bundle, OrtSession, settings, tell)
 
 

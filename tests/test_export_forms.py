@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import pytest
 from tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 
 from export import forms, trial
-from export.forms import Forms, OneGraph, read_forms, record_forms
+from export.forms import Forms, OneGraph, forms_key, record_forms
 from export.trial import draw, work
 from runtime.backends import Settings
 from runtime.backends.ort import OrtSession
-from runtime.bundle import Bundle, read_bundle
+from runtime.bundle import Bundle, Manifest, read_bundle
 from runtime.cache import Cache
+from runtime.engines import RECORDS
 from runtime.errors import BackendFailed
 from runtime.executor import StepwiseExecutor
 from runtime.pipeline import shipped_bundle
@@ -36,6 +38,12 @@ def bundle(tmp_path: Path) -> Bundle:
     return read_bundle(write_tiny_bundle(tmp_path / "tiny", arm=SHORTCUT))
 
 
+def recorded(cache: Cache, manifest: Manifest, settings: Settings) -> Forms | None:
+    """What was written down, for whoever looks."""
+    data = cache.read(RECORDS, forms_key(manifest, settings))
+    return None if data is None else Forms(**json.loads(data)["milliseconds"])
+
+
 @pytest.mark.parametrize(
     ("stages", "one_graph", "said"), [(20.0, 19.5, "the stages are taken"), (20.0, 15.0, "please report it")]
 )
@@ -45,11 +53,11 @@ def test_both_forms_are_recorded(
     monkeypatch.setattr(forms, "medians", lambda *_: {"stages": stages, "one graph": one_graph})
     told: list[str] = []
     record_forms(bundle, OrtSession, ONE, told.append)
-    found = read_forms(cache, bundle.manifest, ONE)
+    found = recorded(cache, bundle.manifest, ONE)
     assert found is not None
     assert (found.stages, found.one_graph) == (stages, one_graph)
     assert said in told[0]
-    assert read_forms(cache, bundle.manifest, Settings("cpu", 2)) is None
+    assert recorded(cache, bundle.manifest, Settings("cpu", 2)) is None
 
 
 def test_the_gain_asked_for() -> None:
@@ -78,7 +86,7 @@ def test_openvino_measures_them_too(bundle: Bundle, cache: Cache, monkeypatch: p
     monkeypatch.setattr(trial, "PATIENCE", 0.0)
     openvino.prepare(bundle, lambda _: None)
     threads = max(openvino.thread_counts())
-    found = [read_forms(cache, bundle.manifest, Settings("openvino", threads, one)) for one in ("bf16", "fp32")]
+    found = [recorded(cache, bundle.manifest, Settings("openvino", threads, one)) for one in ("bf16", "fp32")]
     assert any(found)
 
 
@@ -88,7 +96,7 @@ def test_without_onnx(bundle: Bundle, cache: Cache, monkeypatch: pytest.MonkeyPa
     told: list[str] = []
     record_forms(bundle, OrtSession, ONE, told.append)
     assert "package onnx is not here" in told[0]
-    assert read_forms(cache, bundle.manifest, ONE) is None
+    assert recorded(cache, bundle.manifest, ONE) is None
 
 
 def test_a_bundle_whose_graphs_cannot_be_joined(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
