@@ -14,7 +14,7 @@ from runtime.bundle import Bundle
 from runtime.errors import BackendFailed, S2FError
 from runtime.executor import Clock, Executor, Image, StepwiseExecutor, Work
 from runtime.machine import usable_cores
-from runtime.portrait import ALIKE_DB, psnr
+from runtime.portrait import ALIKE_DB, ALIKE_INT8_DB, psnr
 from runtime.prepare import Tell
 
 RUNS = 20
@@ -42,7 +42,10 @@ def trials(bundle: Bundle, batches: Sequence[int], tell: Tell) -> Trials:
 
 
 def try_out(name: str, executor: Executor, wanted: Trials, tell: Tell) -> None:
-    """Draw the trials and hold them against the CPU's portraits. Raises BackendFailed where they are others."""
+    """Draw the trials and hold them against the CPU's portraits in float32, at the limit of the executor's precision.
+
+    Raises BackendFailed where they are others.
+    """
     alike: list[float] = []
     for one, references in wanted:
         drawn = draw(executor, one)
@@ -51,11 +54,12 @@ def try_out(name: str, executor: Executor, wanted: Trials, tell: Tell) -> None:
         return
     worst = min(alike)
     tell(f"{name}: PSNR to ONNX Runtime on the CPU at least {worst:.1f} dB")
-    if worst < ALIKE_DB:
+    limit, wider = (ALIKE_INT8_DB, "fp16") if executor.precision == "int8" else (ALIKE_DB, "fp32")
+    if worst < limit:
         raise BackendFailed(
             f"What was prepared ({name}) draws something else than ONNX Runtime on the CPU: {worst:.1f} dB PSNR, "
-            f"{ALIKE_DB:g} are needed; it is not used. For tensorrt there is `s2f-export engines BUNDLE --precision "
-            "fp32`. Please report it"
+            f"{limit:g} are needed; it is not used. For tensorrt there is `s2f-export engines BUNDLE --precision "
+            f"{wider}`. Please report it"
         )
 
 

@@ -110,6 +110,9 @@ class Portrait:
 ALIKE_DB = 35.0
 """PSNR to another device's portrait, under which a device draws something else."""
 
+ALIKE_INT8_DB = 30.0
+"""The same for a portrait in eight bits beside one in float32."""
+
 
 def psnr(image: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8]) -> float:
     """Peak signal-to-noise ratio in dB of two images uint8 of one shape; 100 where they are equal."""

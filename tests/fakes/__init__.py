@@ -6,8 +6,8 @@
     world.check()                    # no violation, all memory given back
 
 Names are exactly those of the release asked for (api/*.json.gz, made from the real bindings). What the fakes do is
-written for these tests: memory is real memory of this process, engines run on ONNX Runtime, streams and graphs work when
-the host waits for them. Nothing here says how fast a device is, or which tactics TensorRT would choose.
+written for these tests: memory is real memory of this process, engines run on ONNX Runtime, streams and graphs work
+when the host waits for them. Nothing here says how fast a device is, or which tactics TensorRT would choose.
 """
 
 from __future__ import annotations
