@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gpu_benchmark import SHORT, install, isolate, results, tiny
+from gpu_benchmark import SCRIPT, SHORT, install, isolate, results, tiny
 from variant_factory import write_variant
 
 from benchmarks.gpu import command
@@ -77,3 +77,13 @@ def test_portraits_in_int8_have_a_limit_of_their_own(least: float, verdict: str)
     found = {line["goal"]: line["verdict"] for line in verdicts({"parity": {"results": {"portraits": drawn}}}, [], {})}
     assert found["portraits, int8"] == verdict
     assert found["portraits, fp16"] == "not measured"
+
+
+def test_the_commands_of_the_readme_are_understood() -> None:
+    text = (SCRIPT.parent / "README.md").read_text(encoding="utf-8").partition("## Eight bits\n")[2].partition("## ")[0]
+    eight = next(line for line in text.splitlines() if "eight=" in line).partition('"')[2].rstrip('"')
+    lines = [line.partition("run.py ")[2].partition("  #")[0] for line in text.splitlines() if "run.py " in line]
+    found = [command.parser().parse_args(line.replace("$eight", eight).split()) for line in lines if "$eight" in line]
+    assert sorted(piece for one in found for piece in one.pieces) == sorted({*command.PIECES} - {"soak", "cuda"})
+    assert {one.precisions for one in found} == {("int8", "fp16")}
+    assert sum(one.seconds or 30 for one in found) <= 840
