@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.portrait import psnr
+from runtime.portrait import ALIKE_INT8_DB, psnr
 
 if TYPE_CHECKING:
     from calibration.judge import Judge, Readings
@@ -80,7 +80,7 @@ class Gate:
     `agreement`: per cent, of sex, age and attributes each; `growth`: see `Quality.growth`; `pairs`: compared at least.
     """
 
-    psnr: float = 30.0
+    psnr: float = ALIKE_INT8_DB
     cosine: float = 0.98
     agreement: float = 98.0
     growth: float = 1.5

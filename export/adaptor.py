@@ -2,12 +2,13 @@
 
 | release | network | precision |
 |---|---|---|
-| 8.6 | explicit batch, weakly typed | flag FP16; every layer is told the types its tensors have in the graph |
+| 8.6 | explicit batch, weakly typed | flags FP16, INT8; layers are told the types their tensors have in the graph |
 | 10.x | strongly typed | the graph's own types |
 | 11.x | nothing else exists | the graph's own types |
 
 What the newer ones dropped is asked for by name and only where it exists. Only the types of the graph decide, so TF32,
-which would round fp32 without a word, is off everywhere.
+which would round fp32 without a word, is off everywhere. Eight bits are Q/DQ pairs in the graph. 8.6 takes them only
+with its flag and only with weights in float32, and what it is to fuse into a layer in int8 is told no type.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from export.simplify import element_types
+from export.simplify import constants, element_types, remove_unused
 from runtime.backends.base import lacks_memory
 from runtime.backends.cuda import install_cure
 from runtime.backends.tensorrt import make_logger, package, release
@@ -79,6 +82,8 @@ class Builder:
         """
         trt = self._trt
         self.logger.last_error = ""
+        weakly_typed = self._release < STRONGLY_TYPED_SINCE
+        data = _float_weights(data) if weakly_typed else data
         builder = trt.Builder(self.logger)
         network = builder.create_network(self._flags())
         parser = trt.OnnxParser(network, self.logger)
@@ -87,8 +92,8 @@ class Builder:
             raise BackendFailed(f"TensorRT {trt.__version__} does not read the graph: {errors[:600]}. Please report it")
         config = builder.create_builder_config()
         self._configure(config, options)
-        if self._release < STRONGLY_TYPED_SINCE:
-            self._tell_types(network, config, data)
+        if weakly_typed:
+            self._tell_types(network, config, onnx.load_from_string(data))
         cache = config.create_timing_cache(timings)
         if cache is None or not config.set_timing_cache(cache, False):
             logger.info("the timing cache of earlier builds does not fit and is begun anew")
@@ -138,7 +143,7 @@ class Builder:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
             config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
 
-    def _tell_types(self, network: Any, config: Any, data: bytes) -> None:
+    def _tell_types(self, network: Any, config: Any, model: ModelProto) -> None:
         """8.6: layers compute in the type their inputs have in the graph, and give what the graph says.
 
         cuBLAS and cuDNN are left out as sources of kernels: 8.6 alone would need these libraries, and no release since.
@@ -146,13 +151,15 @@ class Builder:
         trt = self._trt
         sources = (trt.TacticSource.EDGE_MASK_CONVOLUTIONS, trt.TacticSource.JIT_CONVOLUTIONS)
         config.set_tactic_sources(sum(1 << int(source) for source in sources))
-        types = _float_types(data, trt)
+        types, fused = _float_types(model, trt), _in_integers(model)
+        if fused:
+            config.set_flag(trt.BuilderFlag.INT8)
         if trt.float16 not in types.values():
             return
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
         for index in range(network.num_layers):
-            _tell_layer(network.get_layer(index), types, trt)
+            _tell_layer(network.get_layer(index), types, fused, trt)
 
     def _failure(self, what: str) -> BackendFailed | DeviceOutOfMemory:
         text = self.logger.last_error or "no reason given"
@@ -164,16 +171,59 @@ class Builder:
         return BackendFailed(f"{message} Run again with -v for all that TensorRT says, and please report it")
 
 
-def _float_types(data: bytes, trt: Any) -> dict[str, Any]:
+def _float_weights(data: bytes) -> bytes:
+    """8.6 has no constants in int8: such weights become float32 and a QuantizeLinear that gives the same integers."""
+    model = onnx.load_from_string(data)
+    known = constants(model)
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in known:
+            integers, scale = known[node.input[0]], known[node.input[1]]
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            shape = [-1 if index == axis % integers.ndim else 1 for index in range(integers.ndim)]
+            wide = integers.astype(np.float32) * scale.astype(np.float32).reshape(shape if scale.ndim else ())
+            name, narrow = f"{node.output[0]}_float", f"{node.output[0]}_int8"
+            model.graph.initializer.append(numpy_helper.from_array(wide, name))
+            inputs = [name, *node.input[1:]]
+            nodes.append(helper.make_node("QuantizeLinear", inputs, [narrow], name=narrow, axis=axis))
+            node.input[0] = narrow
+        nodes.append(node)
+    if len(nodes) == len(model.graph.node):
+        return data
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    remove_unused(model)
+    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+
+
+def _in_integers(model: ModelProto) -> set[str]:
+    """What was dequantised, and the layers, sums and ReLUs after it: TensorRT makes one kernel in int8 of them."""
+    found: set[str] = set()
+    for node in model.graph.node:
+        follows = node.op_type in ("Conv", "MatMul", "Gemm", "Add", "Relu") and not found.isdisjoint(node.input)
+        if node.op_type == "DequantizeLinear" or follows:
+            found.update(node.output)
+    return found
+
+
+def _float_types(model: ModelProto, trt: Any) -> dict[str, Any]:
     """TensorRT's type of every float tensor of the graph, by name."""
     names: dict[int, Any] = {onnx.TensorProto.FLOAT: trt.float32, onnx.TensorProto.FLOAT16: trt.float16}
-    inferred = onnx.shape_inference.infer_shapes(onnx.load_from_string(data))
+    inferred = onnx.shape_inference.infer_shapes(model)
     return {name: names[kind] for name, kind in element_types(inferred).items() if kind in names}
 
 
-def _tell_layer(layer: Any, types: dict[str, Any], trt: Any) -> None:
-    """Outputs the graph does not name, of layers the parser added, have the type of what comes in."""
+def _tell_layer(layer: Any, types: dict[str, Any], fused: set[str], trt: Any) -> None:
+    """Outputs the graph does not name, of layers the parser added, have the type of what comes in.
+
+    `fused`: tensors of which nothing is told, see `_in_integers`.
+    """
     inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
+    outputs = {layer.get_output(i).name for i in range(layer.num_outputs)}
+    if any(tensor is not None and tensor.name in fused for tensor in inputs):
+        fused.update(outputs - types.keys())
+    if outputs <= fused or layer.type in (trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE):
+        return
     known = [types[tensor.name] for tensor in inputs if tensor is not None and tensor.name in types]
     computed = trt.float32 if trt.float32 in known else trt.float16 if known else None
     for index in range(layer.num_outputs):

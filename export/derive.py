@@ -90,6 +90,7 @@ def _stage(bundle: Bundle, stage: str, batch: int) -> ModelProto:
     fuse.widen_weights(model)
     simplify.fold_constants(model)
     fuse.drop_expands(model)
+    fuse.drop_pairs_of_shifts(model)
     fuse.fuse_batch_norms(model)
     fuse.spell_instance_norms(model)
     return model

@@ -39,7 +39,11 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", metavar="N,…", help="batch sizes, such as 1,4 (default: the preset's; 1 is always built)")
     add("--steps", metavar="N,…", help="step counts to build the whole pipeline for (default: the bundle's default)")
     add("--forms", metavar="F,…", help=f"of {','.join(FORMS)} (default: the preset's); the stages are always built")
-    add("--precision", choices=PRECISIONS, help="of the graphs the engines are made of (default: the preset's, fp16)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the graphs the engines are made of (default: the preset's, fp16); int8: a bundle s2f-calibrate made",
+    )
     add("--workspace", type=int, metavar="MIB", help="limit of scratch memory while building (default: the preset's)")
     add("--optimisation", type=int, metavar="0-5", help="how long to look for fast kernels; TensorRT's default is 3")
     add("--lean", action="store_true", help="version-compatible engines for the run-only package tensorrt_lean")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Set
 from typing import cast
 
 import numpy as np
@@ -106,7 +106,8 @@ def spell_instance_norms(model: ModelProto) -> None:
 
 def fuse_biases(model: ModelProto) -> None:
     """Move a constant per channel that is added to a convolution's output, such as a step's, into its bias."""
-    known, shapes, convolutions = constants(model), _shapes(model), _convolutions(model)
+    scaled = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    known, shapes, convolutions = constants(model), _shapes(model), _convolutions(model, scaled)
     kept = []
     for node in model.graph.node:
         sides = _both_ways(node) if node.op_type == "Add" else ()
@@ -121,11 +122,35 @@ def fuse_biases(model: ModelProto) -> None:
     _replace_nodes(model, kept)
 
 
-def _convolutions(model: ModelProto) -> dict[str, NodeProto]:
-    """The convolutions with constant weights whose output goes to one place only, by that output."""
-    known = constants(model)
+def drop_pairs_of_shifts(model: ModelProto) -> None:
+    """A number per channel that is added, such as a step's, needs no Q/DQ pair: no sum of unequal shapes is fused, and
+    what is constant becomes a bias.
+    """
+    shapes = _shapes(model)
+    makers: dict[str, NodeProto] = {}
+    readers: dict[str, set[str]] = defaultdict(set)
+    for node in model.graph.node:
+        makers.update(dict.fromkeys(node.output, node))
+        for name in node.input:
+            readers[name].add(node.op_type)
+
+    def rule(node: NodeProto) -> str | Array | None:
+        pair = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if pair is None or pair.op_type != "QuantizeLinear" or readers[node.output[0]] != {"Add"}:
+            return None
+        shape = shapes[pair.input[0]]
+        return str(pair.input[0]) if len(shape) > 2 and set(shape[2:]) == {1} else None
+
+    _rewrite(model, rule)
+
+
+def _convolutions(model: ModelProto, also: Set[str] = frozenset()) -> dict[str, NodeProto]:
+    """The convolutions with constant weights whose output goes to one place only, by that output; `also`: tensors that
+    count as constant.
+    """
+    known = constants(model).keys() | also
     uses = Counter([*(name for node in model.graph.node for name in node.input), *(o.name for o in model.graph.output)])
-    found = [node for node in model.graph.node if node.op_type == "Conv" and known.keys() >= set(node.input[1:])]
+    found = [node for node in model.graph.node if node.op_type == "Conv" and known >= set(node.input[1:])]
     return {node.output[0]: node for node in found if uses[node.output[0]] == 1}
 
 
@@ -142,9 +167,9 @@ def _into_convolution(
 ) -> None:
     """Make conv·scale + shift of a convolution; `change`: the name of the result, scale and shift float64 [C]."""
     name, scale, shift = change
-    weight = known[conv.input[1]].astype(np.float64)
-    bias = known[conv.input[2]].astype(np.float64) if len(conv.input) > 2 else np.zeros(len(weight))
+    bias = known[conv.input[2]].astype(np.float64) if len(conv.input) > 2 else np.zeros(len(shift))
     if np.any(scale != 1):
+        weight = known[conv.input[1]].astype(np.float64)
         conv.input[1] = _constant(model, f"{name}_weight", weight * _column(scale, weight.ndim))
     conv.input[2:] = [_constant(model, f"{name}_bias", bias * scale + shift)]
     conv.output[0] = name

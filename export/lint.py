@@ -186,9 +186,13 @@ def _constants(model: ModelProto) -> Iterator[str]:
 
 
 def _quantisation(model: ModelProto) -> Iterator[str]:
-    """int8 and symmetric; without a zero point ONNX means uint8."""
+    """int8 and symmetric; without a zero point ONNX means uint8. A layer has both of its sides in int8 or neither."""
     known = constants(model)
+    scaled = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     for node in model.graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm") and len(scaled.intersection(node.input[:2])) == 1:
+            alone = next(name for name in node.input[:2] if name in scaled)
+            yield f"{_name(node)} reads {alone} in int8 and its other side not, so it computes in float."
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         zero = known.get(node.input[2]) if len(node.input) > 2 else None

@@ -1,7 +1,7 @@
 """What to build for which device: limits, precision, forms and batch sizes, and the peak figures estimates start from.
 
-Nothing here was measured; peak figures are NVIDIA's published ones, at the highest power mode, dense. Importable
-everywhere: neither torch nor onnx.
+No preset asks for int8, which is a person's choice. Nothing here was measured; peak figures are NVIDIA's published
+ones, at the highest power mode, dense. Importable everywhere: neither torch nor onnx.
 """
 
 from __future__ import annotations

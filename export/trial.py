@@ -48,7 +48,10 @@ def trials(bundle: Bundle, batches: Sequence[int], tell: Tell) -> Trials:
 
 
 def try_out(name: str, executor: Executor, wanted: Trials, tell: Tell) -> None:
-    """Draw the trials and hold them against the CPU's portraits. Raises BackendFailed where they are others."""
+    """Draw the trials and hold them against the CPU's portraits in float32, at the limit of the executor's precision.
+
+    Raises BackendFailed where they are others.
+    """
     alike: list[float] = []
     for one, references in wanted:
         drawn = draw(executor, one)
@@ -61,7 +64,7 @@ def try_out(name: str, executor: Executor, wanted: Trials, tell: Tell) -> None:
         raise BackendFailed(
             f"What was prepared ({name}) draws something else than ONNX Runtime on the CPU: {worst:.1f} dB PSNR, "
             f"{least:g} are needed; it is not used. For tensorrt there is `s2f-export engines BUNDLE --precision "
-            "fp32`. Please report it"
+            f"{'fp16' if executor.precision == 'int8' else 'fp32'}`. Please report it"
         )
 
 

@@ -132,9 +132,11 @@ def _source(manifest: Manifest, stage: str, precision: str) -> str:
 
 
 def record_key(manifest: Manifest, place: Place) -> dict[str, Any]:
-    """The cache key of the record of a bundle."""
+    """The cache key of the record of a bundle. Without a variant it has another: it could not open engines in int8."""
     tables = {str(steps): table.first_row for steps, table in manifest.step_tables.items()}
-    return {**_base(place), "sources": {n: s.sha256 for n, s in manifest.stages.items()}, "tables": tables}
+    sources = {name: stage.sha256 for name, stage in manifest.stages.items()}
+    eight = {"variant": INT8_FAMILY} if INT8_FAMILY in manifest.variants else {}
+    return {**_base(place), "sources": sources, "tables": tables, **eight}
 
 
 def read_record(cache: Cache, manifest: Manifest, place: Place) -> Prepared | None:

@@ -281,6 +281,18 @@ def test_quantisation_is_symmetric(zero, problem):
     assert found == [f"The {kind} node the_{kind} {problem}." for kind in kinds]
 
 
+def test_a_layer_has_both_sides_in_int8_or_neither():
+    constants = {"scale": np.float32(0.1), "zero": np.int8(0), "w": np.ones((3, 3), np.int8), "v": np.eye(3)}
+    constants["v"] = constants["v"].astype(np.float32)
+    pair = [node("QuantizeLinear", "x scale zero", "q"), node("DequantizeLinear", "q scale zero", "a")]
+    weight = node("DequantizeLinear", "w scale zero", "b")
+    assert problems_of([*pair, weight, node("MatMul", "a b", "y")], constants) == []
+    assert problems_of([node("MatMul", "x v", "y")], constants) == []
+    text = "The MatMul node the_MatMul reads {} in int8 and its other side not, so it computes in float."
+    assert problems_of([*pair, node("MatMul", "a v", "y")], constants) == [text.format("a")]
+    assert problems_of([weight, node("MatMul", "x b", "y")], constants) == [text.format("b")]
+
+
 def test_quantisation_is_of_int8():
     nodes = [node("QuantizeLinear", "x s", "q"), node("DequantizeLinear", "q s", "y")]
     without = problems_of(nodes, {"s": np.float32(1)})

@@ -142,7 +142,7 @@ PYCUDA = {"device": "Device", "context": "Context", "stream": "Stream", "block":
 OBJECTS = {name: f"pycuda.driver.{kind}" for name, kind in PYCUDA.items()}
 
 BRANCHES = {
-    *("BuilderFlag.FP16", "BuilderFlag.PREFER_PRECISION_CONSTRAINTS"),
+    *("BuilderFlag.FP16", "BuilderFlag.INT8", "BuilderFlag.PREFER_PRECISION_CONSTRAINTS"),
     *("NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "NetworkDefinitionCreationFlag.STRONGLY_TYPED"),
     *("ILayer.precision", "ILayer.set_output_type"),
     *("IProgressMonitor", "IProgressMonitor.__init__", "IBuilderConfig.progress_monitor"),

@@ -12,6 +12,7 @@ import pytest
 from test_runtime_backends import Pretender
 from tiny_bundle import DIFFUSION, SHORTCUT, Arm, write_tiny_bundle
 
+import runtime
 from export import ort_cuda, trial
 from runtime.backends import Settings, open_executor, ort
 from runtime.backends.ort_executor import OrtExecutor, place_here
@@ -20,7 +21,7 @@ from runtime.bundle import Bundle, read_bundle
 from runtime.cache import Cache
 from runtime.cli import main
 from runtime.engines import Prepared, read_record
-from runtime.errors import BackendFailed
+from runtime.errors import BackendFailed, DeviceUnavailable, NotPrepared
 from runtime.pipeline import Pipeline
 
 VOICE = (synthetic_speech(), 16000)
@@ -157,3 +158,46 @@ def test_the_command(gpu: Gpu, tmp_path: Path, capsys: pytest.CaptureFixture[str
     bundle = bundle_of(tmp_path)
     assert main(["prepare", str(bundle.path), "--device", "cuda"]) == 0
     assert "ms as one graph" in capsys.readouterr().out
+
+
+# Precision
+
+
+@pytest.mark.parametrize(("asked", "fused"), [("auto", True), ("fp16", True), ("fp32", False)])
+def test_the_precision_asked_for_decides_on_the_fused_graph(
+    asked: str, fused: bool, gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(tmp_path)
+    prepared(bundle, monkeypatch)
+    seen = spy(monkeypatch)
+    with runtime.load(bundle.path, device="cuda", precision=asked) as pipeline:
+        assert (pipeline.device, pipeline.precision) == ("cuda", "fp16" if fused else "fp32")
+        pipeline.generate(VOICE)
+    assert seen == ["fused"] * fused
+
+
+def test_without_a_fused_graph_it_is_float32(gpu: Gpu, tmp_path: Path) -> None:
+    path = bundle_of(tmp_path).path
+    for asked in ("auto", "fp32"):
+        with runtime.load(path, device="cuda", precision=asked) as pipeline:
+            assert pipeline.precision == "fp32"
+    with pytest.raises(NotPrepared, match=r"Run: s2f prepare BUNDLE --device cuda"):
+        runtime.load(path, device="cuda", precision="fp16")
+
+
+def test_a_spoilt_graph_in_fp16_that_was_asked_for_is_an_error(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of(tmp_path)
+    prepared(bundle, monkeypatch)
+    for path in (Cache.default().folder / "engines").glob("*.bin"):
+        path.chmod(0o666)
+    with pytest.raises(NotPrepared, match="may be written by others"):
+        runtime.load(bundle.path, device="cuda", precision="fp16")
+    with runtime.load(bundle.path, device="cuda", precision="auto") as pipeline:
+        assert pipeline.precision == "fp32"
+
+
+def test_eight_bits_are_not_for_this_device(gpu: Gpu, tmp_path: Path) -> None:
+    with pytest.raises(DeviceUnavailable, match="cuda draws in fp32, fp16, not in int8"):
+        runtime.load(bundle_of(tmp_path).path, device="cuda", precision="int8")

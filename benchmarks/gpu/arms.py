@@ -23,6 +23,7 @@ from runtime.engines import ENGINES, Prepared, engine_key
 from runtime.errors import S2FError
 from runtime.executor import Clock, Executor
 from runtime.machine import usable_cores
+from runtime.precision import SERVED
 
 Pixels = npt.NDArray[np.uint8]
 Maker = Callable[[], "Way"]
@@ -129,7 +130,7 @@ def _onnxruntime(job: Job) -> dict[str, Maker]:
 
     ways: dict[str, Maker] = {"onnxruntime cuda stages fp32": functools.partial(opened, None)}
     if importlib.util.find_spec("onnx") is not None:
-        for precision in job.wanted.precisions:
+        for precision in (one for one in job.wanted.precisions if one in SERVED["cuda"]):
             ways[f"onnxruntime cuda pipeline {precision}"] = functools.partial(opened, precision)
     return ways
 

@@ -73,7 +73,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--batches", type=_numbers, default=Selection.batches, metavar="N,…")
     add("--steps", type=_numbers, default=(), metavar="N,…", help="default: 1,2,4,8 as far as the bundle has them")
-    add("--precisions", type=_words(PRECISIONS), default=PRECISIONS, metavar="P,…")
+    add(
+        "--precisions",
+        type=_words(PRECISIONS),
+        default=Selection.precisions,
+        metavar="P,…",
+        help=f"default: {','.join(Selection.precisions)}; int8 for a bundle that s2f-calibrate made",
+    )
     add("--forms", type=_words(FORMS), default=FORMS, metavar="F,…")
     add("--runs", type=_count, default=DEFAULTS.runs, help="timed calls per arm; five times as many for the headline")
     add("--rounds", type=_count, default=DEFAULTS.rounds, help="in which they are taken in turn")
@@ -99,6 +105,8 @@ def main(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
         job = job_of(options)
+        for precision in job.selection.precisions:
+            job.source(precision)  # refused before anything is built where it has none
         if serving:
             return serve(job)
         pieces = list(PIECES) if options.all else options.pieces

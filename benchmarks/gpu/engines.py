@@ -64,7 +64,8 @@ class Works:
 
     def _build(self, spec: EngineSpec) -> JSON:
         begin, cache, options = time.monotonic(), self.store.cache, self.store.options
-        graph = derive(self._job.bundle, spec.graph, batch=spec.batch, steps=spec.steps, precision=spec.precision)
+        source = self._job.source(spec.precision)
+        graph = derive(source, spec.graph, batch=spec.batch, steps=spec.steps, precision=spec.precision)
         derived = time.monotonic() - begin
         timings_key = _timings_key(self.store.place, spec)
         timings = b""

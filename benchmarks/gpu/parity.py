@@ -28,11 +28,11 @@ from runtime.bundle import STAGES, Bundle
 from runtime.engines import EngineSpec
 from runtime.executor import Clock, Executor, Image
 from runtime.machine import usable_cores
-from runtime.portrait import psnr
+from runtime.portrait import ALIKE_DB, ALIKE_INT8_DB, psnr
 
 GRAPHS, PORTRAITS = "graphs", "portraits"
 COSINE = {"fp32": 0.9999, "fp16": 0.999}
-PSNR_DB = 35.0
+PSNR_DB = {"fp32": ALIKE_DB, "fp16": ALIKE_DB, "int8": ALIKE_INT8_DB}
 ENCODED, DRAWN = "condition", "image"
 STEPWISE = 16  # so many portraits give the inputs of single graphs; all of them are drawn
 SECONDS = 5.0

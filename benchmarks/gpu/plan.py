@@ -17,7 +17,7 @@ from benchmarks.gpu.parts import Deadline
 from runtime.audio import load_speech
 from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, Bundle, Manifest, read_bundle
-from runtime.engines import MAX_ENGINE_BATCH, PRECISIONS, EngineSpec
+from runtime.engines import INT8_FAMILY, MAX_ENGINE_BATCH, EngineSpec
 from runtime.errors import S2FError
 from runtime.executor import Work
 from runtime.noise import seeded_noise
@@ -27,6 +27,9 @@ from runtime.specs import SAMPLE_RATE
 logger = logging.getLogger(__name__)
 
 FORMS = ("stages", "pipeline")
+PRECISIONS = ("fp16", "fp32")
+"""What is measured where nothing is asked for: int8 needs a bundle with a variant for TensorRT."""
+
 BATCHES = (1, 4, MAX_ENGINE_BATCH)
 SUFFIXES = (".flac", ".wav")
 
@@ -132,6 +135,14 @@ class Job:
     def bundle(self) -> Bundle:
         """The bundle, verified. Raises the BundleXxx errors."""
         return read_bundle(self.bundle_path or shipped_bundle())
+
+    @functools.cached_property
+    def _eight(self) -> Bundle:
+        return read_bundle(self.bundle.path, INT8_FAMILY)
+
+    def source(self, precision: str) -> Bundle:
+        """The bundle that graphs of a precision are made of. Raises BundleInvalid where int8's variant is missing."""
+        return self._eight if precision == "int8" else self.bundle
 
     @functools.cached_property
     def wanted(self) -> Selection:

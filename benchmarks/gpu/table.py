@@ -29,7 +29,7 @@ def measure(job: Job, part: Part) -> None:
 
     @functools.cache
     def counted(graph: str, batch: int, steps: int, precision: str) -> JSON:
-        cost = count(derive(job.bundle, graph, batch=batch, steps=steps, precision=precision))
+        cost = count(derive(job.source(precision), graph, batch=batch, steps=steps, precision=precision))
         return dataclasses.asdict(cost)
 
     limits = floors(parts, counted)

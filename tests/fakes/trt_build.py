@@ -161,6 +161,12 @@ def _misuse(network: Any, config: Any, release: tuple[int, int]) -> str:
     asked = {layer._precision for layer in network._layers}
     if not strongly and "HALF" in asked and "FP16" not in config._flags and config._flags & {*CONSTRAINTS}:
         return "Error Code 4: API Usage Error (A layer asks for kHALF, but BuilderFlag::kFP16 is not set)"
+    kinds = {layer._kind for layer in network._layers}
+    if not strongly and kinds & {"QUANTIZE", "DEQUANTIZE"} and "INT8" not in config._flags:
+        return (
+            "Error Code 4: Internal Error (Int8 precision has been set for a layer or layer output, but int8 is not "
+            "configured in the builder)"
+        )
     return ""
 
 

@@ -74,7 +74,9 @@ def takes(operator: str, also: tuple[str, ...] = ()) -> bool:
 
 
 def _border_refusal(model: onnx.ModelProto) -> Refusal:
-    """8.6 takes unsigned bytes only at the border of a network, cast at once, and no doubles anywhere."""
+    """8.6 takes unsigned bytes only at the border of a network, cast at once, no doubles anywhere, and integers of
+    eight bits as zero points only.
+    """
     graph = model.graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.input, *graph.output]}
     border = {name for name, kind in kinds.items() if kind == TensorProto.UINT8}
@@ -85,5 +87,9 @@ def _border_refusal(model: onnx.ModelProto) -> Refusal:
         to = next((a.i for a in node.attribute if node.op_type == "Cast" and a.name == "to"), None)
         if to == TensorProto.DOUBLE or (to == TensorProto.UINT8 and node.output[0] not in border):
             return "UNSUPPORTED_NODE", f"{node.output[0]} is cast to {TensorProto.DataType.Name(to)}", index
+    narrow = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
+    for index, node in enumerate(graph.node):
+        if narrow.intersection(node.input[:2]):
+            return "UNSUPPORTED_NODE", f"{node.input[0]}: invalid weights type of Int8", index
     doubles = [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.DOUBLE]
     return ("INVALID_GRAPH", f"{doubles[0]} is DOUBLE", -1) if doubles else TAKEN
