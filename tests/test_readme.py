@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from benchmarks import readme
+from runtime.bench import read_report
 
 
 def test_the_readme_is_what_its_script_makes() -> None:
@@ -33,3 +36,11 @@ def test_a_part_is_put_in_as_it_is() -> None:
     begin, end = "<!-- gate: begin -->", "<!-- gate: end -->"
     made = readme.rewritten(f"a {begin} old {end} b", {"gate": r"\1 \g<0> new"})
     assert made == f"a {begin}\n\n\\1 \\g<0> new\n\n{end} b"
+
+
+def test_how_fast_names_what_the_report_was_drawn_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    report: dict[str, Any] = read_report(readme.ROOT / readme.DEMO)
+    report["settings"].update(precision="int8", threads=3, prepared=True)
+    report["versions"]["onnxruntime"] = "9.9.9"
+    monkeypatch.setattr(readme, "read_report", lambda _: report)
+    assert "ONNX Runtime 9.9.9, int8, 3 threads, prepared, " in readme.how_fast()
