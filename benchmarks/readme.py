@@ -64,7 +64,8 @@ def how_fast() -> str:
         [
             f"`s2f bench` on the shipped demo bundle at its default of {settings['steps']} steps: "
             f"{machine['usable_cores']} cores of an {machine['cpu']} ({_kernels(machine['cpu_flags'])}), "
-            f"{_drawn_with(report)}, {settings['warmup']} warm-up calls, {_calls(report)} ([JSON with raw values]({DEMO})):",
+            f"{_drawn_with(report)}, {settings['warmup']} warm-up calls, {_calls(report)} "
+            f"([JSON with raw values]({DEMO})):",
             "",
             *table(rows),
             "",
