@@ -152,20 +152,18 @@ def peers() -> str:
     """Ours beside what others would do, with all cores and with one thread."""
     report = arena.read(ROOT / PEERS)
     contests = report["contests"]
-    found = [arena.summarise(contest)["arms"] for contest in contests]
+    found = [arena.summarise(contest).get("arms", {}) for contest in contests]
     columns = [arena.threads_in_words(contest) for contest in contests]
-    rows = [["ms, p50 (times slower than our fastest)", *columns, "PSNR, dB"]]
-    for name in sorted(found[0], key=lambda arm: found[0][arm]["p50"]):
-        cells = [
-            name,
-            *(_against(arms[name]) for arms in found),
-            arena.quality_in_words(contests[0]["arms"][name], report["arms"][name])[0],
-        ]
+    rows = [["ms, p50 (× our fastest, 95 % interval)", *columns, "PSNR, dB"]]
+    for name in dict.fromkeys(name for arms in found for name in sorted(arms, key=lambda arm: arms[arm]["p50"])):
+        measured = next(contest["arms"][name] for contest, arms in zip(contests, found, strict=True) if name in arms)
+        quality = arena.quality_in_words(measured, report["arms"][name])[0]
+        cells = [name, *(_against(arms.get(name)) for arms in found), quality]
         rows.append([f"**{cell}**" if name.startswith(arena.OURS) else cell for cell in cells])
     goals = [list(arena.goals(contest)) for contest in contests]
     open_ends = [
         f"- {goal['ours']} against {goal['peer']} ({'; '.join(goal['compared'])}) with {words}: "
-        f"{goal['times']['value']:.2f}, wanted {arena.wanted_in_words(goal['wanted'])}, {goal['verdict']}"
+        f"{arena.times_in_words(goal['times'])}, wanted {arena.wanted_in_words(goal['wanted'])}, {goal['verdict']}"
         for some, words in zip(goals, columns, strict=True)
         for goal in some
         if goal["verdict"] not in ("met", arena.TOLD, arena.UNKNOWN)
@@ -176,7 +174,9 @@ def peers() -> str:
     return "\n".join(
         [
             "Every arm a process of its own, taking turns, the same speech, noise and weights (but diffusers': random) "
-            f"([JSON]({PEERS}), `python -m benchmarks.peers`; [what each arm is](docs/benchmarks.md)):",
+            f"([JSON]({PEERS}), `python -m benchmarks.peers`; [what each arm is](docs/benchmarks.md)). Milliseconds are "
+            "of an arm's undisturbed rounds. The ratio in brackets is the median of the ratios of single rounds in which "
+            "neither arm was disturbed, so it is not the quotient of the two numbers shown:",
             "",
             *table(rows),
             "",
@@ -186,9 +186,13 @@ def peers() -> str:
     )
 
 
-def _against(arm: JSON) -> str:
+def _against(arm: JSON | None) -> str:
+    """The median of an arm and its ratio to the fastest of ours, if it is another; a dash where it was not measured."""
+    if arm is None:
+        return "—"
     times = arm["times"]
-    return f"{arm['p50']:.1f}" + (f" ({times['value']:.1f})" if times and times["value"] != 1 else "")
+    ratio = f" ({times['value']:.2f}, {times['low']:.2f}–{times['high']:.2f})" if times and not arm["base"] else ""
+    return f"{arm['p50']:.1f}{ratio}"
 
 
 PARTS: dict[str, Callable[[], str]] = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import readme
+from benchmarks.peers import report as arena
 from runtime.bench import read_report
 
 
@@ -44,3 +48,17 @@ def test_how_fast_names_what_the_report_was_drawn_with(monkeypatch: pytest.Monke
     report["versions"]["onnxruntime"] = "9.9.9"
     monkeypatch.setattr(readme, "read_report", lambda _: report)
     assert "ONNX Runtime 9.9.9, int8, 3 threads, prepared, " in readme.how_fast()
+
+
+def test_arms_of_one_contest_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = arena.read(readme.ROOT / readme.PEERS)
+    first, second = report["contests"]
+    del first["arms"]["torch eager fp32"], second["arms"]["onnxruntime naive"]
+    third = {**first, "threads": 3, "arms": {"torch eager bf16": first["arms"]["torch eager bf16"]}}
+    report["contests"].append(third)  # nothing of ours, so no ratios
+    (tmp_path / "peers.json").write_text(json.dumps(report), encoding="utf-8")
+    monkeypatch.setattr(readme, "PEERS", tmp_path / "peers.json")
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:4] for line in readme.peers().splitlines() if line[:1] == "|"}
+    assert [cell == "—" for cell in rows["| torch eager fp32"]] == [True, False, True]
+    assert [cell == "—" for cell in rows["| onnxruntime naive"]] == [False, True, True]
+    assert re.fullmatch(r"[\d.]+ \([\d.]+, [\d.]+–[\d.]+\)", rows["| onnxruntime naive"][0])
