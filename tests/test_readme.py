@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,41 @@ import pytest
 from benchmarks import readme
 from benchmarks.peers import report as arena
 from runtime.bench import read_report
+from runtime.bundle import read_manifest
+from runtime.pipeline import shipped_bundle
 
 
-def test_the_readme_is_what_its_script_makes() -> None:
+@pytest.mark.parametrize("document", readme.DOCUMENTS)
+def test_a_document_is_what_its_script_makes(document: Path) -> None:
+    assert readme.made(document) == document.read_text(encoding="utf-8"), "run python -m benchmarks.readme"
+
+
+def test_parts_and_picture() -> None:
     document = readme.README.read_text(encoding="utf-8")
-    made = readme.rewritten(document, {name: make() for name, make in readme.PARTS.items()})
-    assert made == document, "run python -m benchmarks.readme"
-    assert readme.rewritten(made, {"headline": "1 ms"}).count("1 ms<!-- headline: end -->") == 1
+    assert readme.rewritten(document, {"headline": "1 ms"}).count("1 ms<!-- headline: end -->") == 1
     assert readme.PICTURE.read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_of_another_bundle_are_named_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity, results = read_manifest(shipped_bundle())[1], tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for name, bundle in {
+        "cold": identity,
+        "peers": {"sha256": identity},
+        "floor": {"sha256": "0"},
+        "gate": None,
+    }.items():
+        (results / f"{name}.json").write_text(json.dumps({"bundle": bundle}), encoding="utf-8")
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    assert readme.stale() == ["benchmarks/results/floor.json", "benchmarks/results/gate.json"]
+    document = tmp_path / "document.md"
+    document.write_text("as it is", encoding="utf-8")
+    monkeypatch.setattr(readme, "DOCUMENTS", {document: {}})
+    monkeypatch.setattr(sys, "argv", ["readme", "--check"])
+    assert readme.main() == 0
+    assert "warning: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
