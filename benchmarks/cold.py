@@ -3,9 +3,11 @@
 python -m benchmarks.cold -o benchmarks/results/cold.json [--rounds 15]
 python -m benchmarks.cold --from benchmarks/results/cold.json    # the tables again, without measuring
 
-Arms take turns process by process, and wait some seconds for quiet. The files have been read before, so they come out
-of the system's memory. A process beside which others used more than 6 % of the CPU time is kept in the JSON and left
-out of the tables while three or more of its arm are clean. Needs the packages of `.[cpu,export]` and openvino.
+Arms take turns process by process, and wait some seconds for quiet. Arms of one device have one precision, what "auto"
+takes there once both devices are prepared, so that they differ in preparation alone; `cpu` and `cpu, prepared` must
+draw the same, byte for byte. The files have been read before, so they come out of the system's memory. A process beside
+which others used more than 6 % of the CPU time is kept in the JSON and left out of the tables while three or more of
+its arm are clean. Needs the packages of `.[cpu,export]` and openvino.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import hashlib
 import json
 import mmap
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,14 +23,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cold_table import check_alike, tables
 from export import openvino, ort_cpu
 from runtime.bench.disturbance import between, snapshot, wait_for_quiet
 from runtime.bench.speech import synthetic_speech, wav_bytes
 from runtime.bundle import read_bundle
 from runtime.doctor import package_versions
+from runtime.errors import S2FError
 from runtime.machine import cpu_flags, cpu_model, load_average, usable_cores
 from runtime.output import check_writable, write_file
-from runtime.pipeline import shipped_bundle
+from runtime.pipeline import settings_for, shipped_bundle
 
 ARMS = {
     "cpu": ("cpu", False),
@@ -38,7 +41,7 @@ ARMS = {
     "openvino, prepared": ("openvino", True),
     "auto, prepared": ("auto", True),
 }
-OTHERS, ENOUGH, PATIENCE = 0.06, 3, 3.0
+PATIENCE = 3.0
 IMPORTS = "runtime.pipeline, soundfile, soxr, PIL.Image, onnxruntime"
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +49,10 @@ JSON = dict[str, Any]
 
 
 def cold_starts(folder: Path, rounds: int, scratch: Path) -> dict[str, list[JSON]]:
-    """What each process said of itself, with the whole time and what others did meanwhile, by arm."""
+    """What each process said of itself, with the whole time and what others did meanwhile, by arm.
+
+    Raises what preparing raises, ParityFailed where preparing changes the portraits of the CPU.
+    """
     speech = scratch / "speech.wav"
     speech.write_bytes(wav_bytes(synthetic_speech(), 16000))
     caches = {prepared: scratch / ("prepared" if prepared else "empty") for prepared in (False, True)}
@@ -54,22 +60,24 @@ def cold_starts(folder: Path, rounds: int, scratch: Path) -> dict[str, list[JSON
     bundle = read_bundle(folder)
     for prepare in (openvino.prepare, ort_cpu.prepare):
         prepare(bundle, lambda line: sys.stderr.write(f"{line}\n"))
+    precisions = {device: settings_for(bundle.manifest, device).precision for device in ("cpu", "openvino")}
     found: dict[str, list[JSON]] = {name: [] for name in ARMS}
     names = list(ARMS)
     for number in range(-1, rounds):  # the first finds files that nobody has read yet
         for name in names[number % len(names) :] + names[: number % len(names)]:
             device, prepared = ARMS[name]
-            one = cold_start(folder, device, caches[prepared], speech)
+            one = cold_start(folder, (device, precisions.get(device, "auto")), caches[prepared], speech)
             if number >= 0:
                 found[name].append(one)
+    check_alike(found)
     return found
 
 
-def cold_start(folder: Path, device: str, cache: Path, speech: Path) -> JSON:
-    """One process, from before it is started until it has ended."""
+def cold_start(folder: Path, drawn_with: tuple[str, str], cache: Path, speech: Path) -> JSON:
+    """One process, from before it is started until it has ended. `drawn_with`: device and precision."""
     wait_for_quiet(time.monotonic() + PATIENCE)
     before, begin = snapshot(), time.perf_counter()
-    arguments = [repr(begin), str(folder), device, str(speech), str(speech.with_suffix(".png"))]
+    arguments = [repr(begin), str(folder), *drawn_with, str(speech), str(speech.with_suffix(".png"))]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.cold_child", *arguments],
         cwd=ROOT,
@@ -127,47 +135,6 @@ def files(folder: Path, rounds: int) -> dict[str, list[float]]:
     return spent
 
 
-def counted(ones: list[JSON]) -> list[JSON]:
-    """The undisturbed of one arm, all where these are too few."""
-    clean = [one for one in ones if undisturbed(one)]
-    return clean if len(clean) >= ENOUGH else ones
-
-
-def undisturbed(one: JSON) -> bool:
-    """Whether other programs used little of the processor while a process ran."""
-    return one["others"] is not None and one["others"] <= OTHERS
-
-
-def tables(report: JSON) -> str:
-    """Markdown: medians of each step by arm, what importing takes, and how files are read."""
-    arms = {name: counted(ones) for name, ones in report["cold"].items()}
-    steps = list(dict.fromkeys(step for ones in arms.values() for one in ones for step in one["ms"] if step != "all"))
-
-    def median(ones: list[JSON], kind: str, name: str) -> float:
-        return statistics.median(one[kind].get(name, 0.0) for one in ones)
-
-    def row(name: str, kind: str, key: str, digits: int) -> str:
-        return f"| {name} | " + " | ".join(f"{median(ones, kind, key):.{digits}f}" for ones in arms.values()) + " |"
-
-    lines = [f"| ms, medians | {' | '.join(arms)} |", "|---" * (len(arms) + 1) + "|"]
-    lines += [row(step, "ms", step, 1) for step in steps]
-    lines += [row("**process to saved PNG**", "ms", "all", 0), row("peak memory, MiB", "mib", "peak", 1)]
-    lines += [row("of it the process' own, at the end", "mib", "private", 1)]
-    notes = [f"{name}: {sum(map(undisturbed, ones))} of {len(ones)}" for name, ones in report["cold"].items()]
-    taken = "auto took " + " or ".join(sorted({one["device"] for one in arms.get("auto, prepared", [])}))
-    told = ", ".join(f"{name} {value:.1f}" for name, value in report["imports_ms"].items())
-    read = ", ".join(f"{name} {statistics.median(values):.1f}" for name, values in report["files_ms"].items())
-    lines += [
-        "",
-        f"Undisturbed processes: {'; '.join(notes)}; {taken}",
-        "",
-        f"Importing, ms: {told}",
-        "",
-        f"Reading and hashing the graphs, ms: {read}",
-    ]
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Measures, prints the tables and writes every value."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -175,16 +142,28 @@ def main() -> int:
     parser.add_argument("--from", dest="source", type=Path, help="a report, to print its tables")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    if options.source:
-        sys.stdout.write(tables(json.loads(options.source.read_text(encoding="utf-8"))) + "\n")
-        return 0
-    if options.out is None:
+    if options.source is None and options.out is None:
         parser.error("say where the report goes: -o OUT.json")
-    check_writable(options.out)
+    try:
+        if options.source:
+            report = json.loads(options.source.read_text(encoding="utf-8"))
+        else:
+            check_writable(options.out)
+            report = measure(options.rounds)
+            write_file(options.out, (json.dumps(report, indent=1) + "\n").encode())
+        sys.stdout.write(tables(report) + "\n")
+    except S2FError as error:
+        sys.stderr.write(f"cold: error [{error.code}]: {error}\n")
+        return error.code
+    return 0
+
+
+def measure(rounds: int) -> JSON:
+    """The report. Raises what `cold_starts` raises."""
     folder, before = shipped_bundle(), load_average()
     with tempfile.TemporaryDirectory(prefix="s2f-cold-") as scratch:
-        found = cold_starts(folder, options.rounds, Path(scratch))
-    report = {
+        found = cold_starts(folder, rounds, Path(scratch))
+    return {
         "command": " ".join(["python", "-m", "benchmarks.cold", *sys.argv[1:]]),
         "bundle": read_bundle(folder).identity,
         "cpu": cpu_model(),
@@ -193,12 +172,10 @@ def main() -> int:
         "versions": package_versions(),
         "load": [before, load_average()],
         "cold": found,
-        "imports_ms": imports(options.rounds),
-        "files_ms": files(folder, options.rounds),
+        "imports_ms": imports(rounds),
+        "files_ms": files(folder, rounds),
+        "files_mb": sum(path.stat().st_size for path in folder.glob("*.onnx")) / 1e6,
     }
-    write_file(options.out, (json.dumps(report, indent=1) + "\n").encode())
-    sys.stdout.write(tables(report) + "\n")
-    return 0
 
 
 if __name__ == "__main__":

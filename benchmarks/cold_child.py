@@ -1,6 +1,6 @@
 """One cold process, from Python's first line to a saved PNG: what `benchmarks.cold` starts. Prints JSON.
 
-python -m benchmarks.cold_child STARTED BUNDLE DEVICE SPEECH PNG
+python -m benchmarks.cold_child STARTED BUNDLE DEVICE PRECISION SPEECH PNG
 
 STARTED is the parent's `time.perf_counter` as it started this process; both read the same clock of the system.
 """
@@ -26,7 +26,8 @@ def main() -> None:
     import soxr  # noqa: F401
 
     mark("import soundfile, soxr, Pillow")
-    settings = runtime.pipeline.settings_for(runtime.pipeline.read_manifest(sys.argv[2])[0], sys.argv[3])
+    manifest = runtime.pipeline.read_manifest(sys.argv[2])[0]
+    settings = runtime.pipeline.settings_for(manifest, sys.argv[3], precision=sys.argv[4])
     mark("choose and import the backend")
     bundle = runtime.pipeline.read_for(sys.argv[2], settings)
     mark("read and verify the bundle")
@@ -42,9 +43,9 @@ def main() -> None:
     pipeline = runtime.pipeline.Pipeline(bundle, settings)
     del bundle
     mark("open, the rest")
-    portrait = pipeline.generate(sys.argv[4])
+    portrait = pipeline.generate(sys.argv[5])
     mark("first portrait")
-    portrait.save(sys.argv[5])
+    portrait.save(sys.argv[6])
     mark("save PNG")
     import hashlib
     import json
@@ -56,8 +57,8 @@ def main() -> None:
     spent = {name: (end - start) * 1e3 for start, (name, end) in zip(begins, marks, strict=False)}
     loaded = [name for name in ("onnxruntime", "openvino") if name in sys.modules]
     drawn = hashlib.sha256(portrait.image.tobytes()).hexdigest()
-    found = {"device": settings.device, "loaded": loaded, "image": drawn, "ms": spent, "mib": memory}
-    sys.stdout.write(json.dumps(found) + "\n")
+    how = {"device": pipeline.device, "precision": pipeline.precision, "prepared": pipeline.prepared}
+    sys.stdout.write(json.dumps({**how, "loaded": loaded, "image": drawn, "ms": spent, "mib": memory}) + "\n")
 
 
 main()

@@ -1,9 +1,10 @@
 """ONNX Runtime and OpenVINO on this CPU, portraits in turn: stages, whole portraits, one graph, and busy neighbours.
 
-python -m benchmarks.cpu_backends -o OUT.json [BUNDLE] [--threads 2 1] [--seconds 60]
+python -m benchmarks.cpu_backends -o OUT.json [BUNDLE] [--threads 2 1] [--seconds 60]    # under three minutes
 
 A portrait here is speech in memory, ready for the encoder, to pixels. Arms take turns portrait by portrait, since a
-shared machine has fast and slow moments; beside the times stands how many cores other processes used meanwhile.
+shared machine has fast and slow moments; beside the times stands how many cores other processes used meanwhile. They
+are of all precisions that the bundle has graphs for; PSNR is to ONNX Runtime in float32, step by step.
 Neighbours are processes that do nothing but burn a core each. Needs onnx, for the fused graph of all steps.
 """
 
@@ -20,22 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from export.derive import derive
-from runtime.backends import Settings
-from runtime.backends.base import Session
+from export.forms import OneGraph
 from runtime.backends.openvino import OpenVinoSession, precisions_here
 from runtime.backends.ort import OrtSession
 from runtime.bench import statistics, synthetic_speech
-from runtime.bundle import Bundle, TensorSpec, read_bundle
+from runtime.bundle import Manifest, read_manifest
 from runtime.doctor import package_versions
-from runtime.engines import EngineSpec, engine_tensors
 from runtime.errors import S2FError
 from runtime.executor import Clock, Executor, StepwiseExecutor, Work
 from runtime.machine import cpu_flags, cpu_model, load_average, usable_cores
-from runtime.noise import seeded_noise
 from runtime.output import check_writable, write_file
-from runtime.pipeline import shipped_bundle
+from runtime.pipeline import read_for, settings_for, shipped_bundle
 from runtime.portrait import psnr
+from runtime.precision import offers_int8
 
 NEIGHBOURS = (0, 1, 2)
 ROUNDS = 3
@@ -43,52 +41,43 @@ BURN = "while True: pass"
 YARDSTICK = "onnxruntime"
 
 
-class OneGraph:
-    """All of a portrait in one graph, on the session of any backend."""
+def arms_of(folder: Path, threads: int) -> dict[str, Executor]:
+    """Every backend in every precision it takes here: step by step, and of the bundle's own graphs as one graph too.
 
-    def __init__(self, bundle: Bundle, opener: type[Session], settings: Settings) -> None:
-        """Raises what `derive` and `Session` raise."""
-        steps, self._latent = bundle.manifest.default_steps, bundle.manifest.latent
-        data = derive(bundle, "pipeline", batch=1, steps=steps, precision="fp32")
-        inputs, outputs = engine_tensors(bundle.manifest, EngineSpec("pipeline", 1, steps, "fp32"))
-        self._session = opener("pipeline", data, _specs(inputs), _specs(outputs), settings)
-
-    def paint(self, work: Work, _: Clock) -> list[Any]:
-        """As `Executor.paint`, for one seed."""
-        noise = seeded_noise(work.seeds[0], (self._latent.channels, self._latent.height, self._latent.width))[None]
-        options = {name: np.array([value], np.float32) for name, value in work.options.items()}
-        feeds = {"pcm": work.voices, "noise": noise, **options}
-        return [self._session.run({name: feeds[name] for name in self._session.inputs})["image"][0]]
-
-
-def _specs(tensors: dict[str, TensorSpec]) -> list[TensorSpec]:
-    return list(tensors.values())
-
-
-def arms_of(bundle: Bundle, threads: int) -> dict[str, Executor | OneGraph]:
-    """Every backend and precision, step by step and as one graph."""
-    arms: dict[str, Executor | OneGraph] = {}
-    kinds = [(YARDSTICK, OrtSession, Settings("cpu", threads))]
-    kinds += [(f"openvino {p}", OpenVinoSession, Settings("openvino", threads, p)) for p in precisions_here()]
-    for name, opener, settings in kinds:
-        arms[name] = StepwiseExecutor(bundle, opener, settings)
-        arms[f"{name}, one graph"] = OneGraph(bundle, opener, settings)
+    Raises the BundleXxx errors, BackendMissing, BackendFailed.
+    """
+    arms: dict[str, Executor] = {}
+    manifest = read_manifest(folder)[0]
+    for name, device, opener in ((YARDSTICK, "cpu", OrtSession), ("openvino", "openvino", OpenVinoSession)):
+        for precision in precisions_of(device, manifest):
+            settings = settings_for(manifest, device, threads, precision)
+            bundle = read_for(folder, settings)
+            arm = f"{name} {precision}"
+            arms[arm] = StepwiseExecutor(bundle, opener, settings)
+            if bundle.variant is None:
+                arms[f"{arm}, one graph"] = OneGraph(bundle, opener, settings)
     return arms
 
 
-def compare(bundle: Bundle, threads: int, seconds: float) -> dict[str, Any]:
+def precisions_of(device: str, manifest: Manifest) -> list[str]:
+    """Float32 first; eight bits where `auto` might take them."""
+    floats = ["fp32"] if device == "cpu" else sorted(precisions_here(), reverse=True)
+    return [*floats, *(["int8"] if offers_int8(device, manifest) else [])]
+
+
+def compare(folder: Path, threads: int, seconds: float) -> dict[str, Any]:
     """Raw milliseconds by arm and number of neighbours, of stages where an arm tells them, and PSNR to ONNX Runtime."""
-    arms = arms_of(bundle, threads)
+    arms, manifest = arms_of(folder, threads), read_manifest(folder)[0]
     raw: dict[str, dict[str, list[float]]] = {name: {} for name in arms}
     others: dict[int, list[float]] = {count: [] for count in NEIGHBOURS}
-    wanted = arms[YARDSTICK].paint(_work(bundle, 0), Clock())[0]
-    alike = {name: round(psnr(arm.paint(_work(bundle, 0), Clock())[0], wanted), 1) for name, arm in arms.items()}
+    wanted = arms[f"{YARDSTICK} fp32"].paint(_work(manifest, 0), Clock())[0]
+    alike = {name: round(psnr(arm.paint(_work(manifest, 0), Clock())[0], wanted), 1) for name, arm in arms.items()}
     before, end, seed = load_average(), time.monotonic() + seconds, 0
     while time.monotonic() < end:
         for count in NEIGHBOURS:
             with neighbours(count) as burnt, watched(others[count], burnt):
                 for _ in range(ROUNDS):
-                    _round(bundle, arms, raw, seed, count)
+                    _round(manifest, arms, raw, seed, count)
                     seed += 1
     return {
         "threads": threads,
@@ -100,15 +89,17 @@ def compare(bundle: Bundle, threads: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _round(bundle: Bundle, arms: dict[str, Any], raw: dict[str, dict[str, list[float]]], seed: int, count: int) -> None:
+def _round(
+    manifest: Manifest, arms: dict[str, Executor], raw: dict[str, dict[str, list[float]]], seed: int, count: int
+) -> None:
     """One portrait of each arm, after one that is not counted. Another arm begins each time."""
     names = list(arms)
     for name in names[seed % len(names) :] + names[: seed % len(names)]:
         arm = arms[name]
-        arm.paint(_work(bundle, seed), Clock())
+        arm.paint(_work(manifest, seed), Clock())
         clock, begin = Clock(), time.perf_counter()
         with clock.measure("graphs"):
-            arm.paint(_work(bundle, seed), clock)
+            arm.paint(_work(manifest, seed), clock)
         spent = {f"portrait, {count} neighbours": (time.perf_counter() - begin) * 1e3}
         timings = clock.timings()
         if count == 0 and timings.encoder is not None and timings.decoder is not None:
@@ -120,8 +111,7 @@ def _round(bundle: Bundle, arms: dict[str, Any], raw: dict[str, dict[str, list[f
 SPEECH = synthetic_speech()[None]
 
 
-def _work(bundle: Bundle, seed: int) -> Work:
-    manifest = bundle.manifest
+def _work(manifest: Manifest, seed: int) -> Work:
     options = {"guidance": manifest.guidance.default, "prior_weight": manifest.prior.weight}
     return Work(SPEECH, [seed], manifest.table(manifest.default_steps), options)
 
@@ -183,9 +173,9 @@ def main() -> int:
     options = parser.parse_args()
     try:
         check_writable(options.out)
-        bundle = read_bundle(options.bundle)
-        results = [compare(bundle, threads, options.seconds) for threads in options.threads]
-        about = {"bundle": bundle.identity, "cpu": cpu_model(), "cpu_flags": cpu_flags(), "cores": usable_cores()}
+        identity = read_manifest(options.bundle)[1]
+        results = [compare(options.bundle, threads, options.seconds) for threads in options.threads]
+        about = {"bundle": identity, "cpu": cpu_model(), "cpu_flags": cpu_flags(), "cores": usable_cores()}
         report = {**about, "versions": package_versions(), "results": results}
         write_file(options.out, (json.dumps(report, indent=1) + "\n").encode())
     except S2FError as error:

@@ -1,10 +1,10 @@
-"""Rewrites what README.md says of speed, and its picture, from the committed JSON.
+"""Rewrites what README.md and docs/benchmarks.md say of speed, and the README's picture, from the committed JSON.
 
 python -m benchmarks.readme [--check]
 
-A part of README.md that is made here stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; PARTS says from
-which files. --check writes nothing and fails where the README is not what would be written. The picture needs
-matplotlib.
+A part of a document that is made here stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; DOCUMENTS says
+which parts are in which document. --check writes nothing, fails where a document is not what would be written, and
+names the files that were measured with another bundle than the one that is shipped. The picture needs matplotlib.
 """
 
 import argparse
@@ -17,19 +17,27 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import cold_table
 from benchmarks.peers import report as arena
 from runtime.bench import read_report, table
+from runtime.bundle import read_manifest
 from runtime.errors import S2FError
 from runtime.output import write_file
+from runtime.pipeline import shipped_bundle
 
 ROOT = Path(__file__).parent.parent
-README, PICTURE = ROOT / "README.md", ROOT / "docs" / "latency.png"
+README, BENCHMARKS, PICTURE = ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "latency.png"
 RESULTS = Path("benchmarks/results")
-PEERS = RESULTS / "peers.json"
+PEERS, COLD = RESULTS / "peers.json", RESULTS / "cold.json"
 DEMOS = "demo-*-steps4.json"
 """The shipped bundle at its default steps, a file per device of the CPU."""
 DEMO, GATE = RESULTS / "demo-cpu-steps4.json", RESULTS / "gate.json"
 CALIBRATION = RESULTS / "calibration" / "report.json"
+OF_THE_BUNDLE = (
+    *("baselines/*.json", "results/demo-*.json", "results/cold.json", "results/cpu-backends.json"),
+    *("results/floor.json", "results/gate.json", "results/peers.json"),
+)
+"""Files in benchmarks/ that hold for one bundle, which they name."""
 JSON = dict[str, Any]
 
 COLUMNS = ("p50", "p90", "p99", "min")
@@ -64,8 +72,8 @@ def how_fast() -> str:
         [
             f"`s2f bench` on the shipped demo bundle at its default of {settings['steps']} steps: "
             f"{machine['usable_cores']} cores of an {machine['cpu']} ({_kernels(machine['cpu_flags'])}), "
-            f"{settings['threads']} threads, ONNX Runtime {report['versions']['onnxruntime']} CPU, float32, "
-            f"{settings['warmup']} warm-up calls, {_calls(report)} ([JSON with raw values]({DEMO})):",
+            f"{_drawn_with(report)}, {settings['warmup']} warm-up calls, {_calls(report)} "
+            f"([JSON with raw values]({DEMO})):",
             "",
             *table(rows),
             "",
@@ -152,20 +160,18 @@ def peers() -> str:
     """Ours beside what others would do, with all cores and with one thread."""
     report = arena.read(ROOT / PEERS)
     contests = report["contests"]
-    found = [arena.summarise(contest)["arms"] for contest in contests]
+    found = [arena.summarise(contest).get("arms", {}) for contest in contests]
     columns = [arena.threads_in_words(contest) for contest in contests]
-    rows = [["ms, p50 (times slower than our fastest)", *columns, "PSNR, dB"]]
-    for name in sorted(found[0], key=lambda arm: found[0][arm]["p50"]):
-        cells = [
-            name,
-            *(_against(arms[name]) for arms in found),
-            arena.quality_in_words(contests[0]["arms"][name], report["arms"][name])[0],
-        ]
+    rows = [["ms, p50 (× our fastest, 95 % interval)", *columns, "PSNR, dB"]]
+    for name in dict.fromkeys(name for arms in found for name in sorted(arms, key=lambda arm: arms[arm]["p50"])):
+        measured = next(contest["arms"][name] for contest, arms in zip(contests, found, strict=True) if name in arms)
+        quality = arena.quality_in_words(measured, report["arms"][name])[0]
+        cells = [name, *(_against(arms.get(name)) for arms in found), quality]
         rows.append([f"**{cell}**" if name.startswith(arena.OURS) else cell for cell in cells])
     goals = [list(arena.goals(contest)) for contest in contests]
     open_ends = [
         f"- {goal['ours']} against {goal['peer']} ({'; '.join(goal['compared'])}) with {words}: "
-        f"{goal['times']['value']:.2f}, wanted {arena.wanted_in_words(goal['wanted'])}, {goal['verdict']}"
+        f"{arena.times_in_words(goal['times'])}, wanted {arena.wanted_in_words(goal['wanted'])}, {goal['verdict']}"
         for some, words in zip(goals, columns, strict=True)
         for goal in some
         if goal["verdict"] not in ("met", arena.TOLD, arena.UNKNOWN)
@@ -176,7 +182,9 @@ def peers() -> str:
     return "\n".join(
         [
             "Every arm a process of its own, taking turns, the same speech, noise and weights (but diffusers': random) "
-            f"([JSON]({PEERS}), `python -m benchmarks.peers`; [what each arm is](docs/benchmarks.md)):",
+            f"([JSON]({PEERS}), `python -m benchmarks.peers`; [what each arm is](docs/benchmarks.md)). Milliseconds "
+            "are of an arm's undisturbed rounds. The ratio in brackets is the median of the ratios of single rounds "
+            "in which neither arm was disturbed, so it is not the quotient of the two numbers shown:",
             "",
             *table(rows),
             "",
@@ -186,18 +194,30 @@ def peers() -> str:
     )
 
 
-def _against(arm: JSON) -> str:
+def _against(arm: JSON | None) -> str:
+    """The median of an arm and its ratio to the fastest of ours, if it is another; a dash where it was not measured."""
+    if arm is None:
+        return "—"
     times = arm["times"]
-    return f"{arm['p50']:.1f}" + (f" ({times['value']:.1f})" if times and times["value"] != 1 else "")
+    ratio = f" ({times['value']:.2f}, {times['low']:.2f}–{times['high']:.2f})" if times and not arm["base"] else ""
+    return f"{arm['p50']:.1f}{ratio}"
 
 
-PARTS: dict[str, Callable[[], str]] = {
-    "headline": headline,
-    "how fast": how_fast,
-    "peers": peers,
-    "openvino": openvino,
-    "eight bits": eight_bits,
-    "gate": gate,
+def cold() -> str:
+    """The steps of a cold start, as its own command prints them."""
+    return cold_table.tables(json.loads((ROOT / COLD).read_text(encoding="utf-8")))
+
+
+DOCUMENTS: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {
+        "headline": headline,
+        "how fast": how_fast,
+        "peers": peers,
+        "openvino": openvino,
+        "eight bits": eight_bits,
+        "gate": gate,
+    },
+    BENCHMARKS: {"cold start": cold},
 }
 INLINE = ("headline",)
 
@@ -207,10 +227,28 @@ def rewritten(document: str, parts: dict[str, str]) -> str:
     for name, text in parts.items():
         begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
         if document.count(begin) != 1 or document.count(end) != 1 or document.index(begin) > document.index(end):
-            raise ValueError(f"README.md has not one {begin} and one {end} after it")
+            raise ValueError(f"The document has not one {begin} and one {end} after it")
         inner = text if name in INLINE else f"\n\n{text}\n\n"
         document = re.sub(f"{begin}.*{end}", lambda _, t=f"{begin}{inner}{end}": t, document, flags=re.DOTALL)
     return document
+
+
+def made(document: Path) -> str:
+    """A document as it should be. Raises InvalidArgument, ParityFailed for results that are none."""
+    return rewritten(document.read_text(encoding="utf-8"), {name: make() for name, make in DOCUMENTS[document].items()})
+
+
+def stale() -> list[str]:
+    """The files that were measured with another bundle than the shipped one, or name none."""
+    identity = read_manifest(shipped_bundle())[1]
+    places = sorted({path for pattern in OF_THE_BUNDLE for path in (ROOT / "benchmarks").glob(pattern)})
+    return [str(path.relative_to(ROOT)) for path in places if _bundle_of(path) != identity]
+
+
+def _bundle_of(path: Path) -> str | None:
+    """The identity of the bundle of a report."""
+    bundle = json.loads(path.read_text(encoding="utf-8")).get("bundle")
+    return bundle["sha256"] if isinstance(bundle, dict) else bundle
 
 
 def _shown(report: JSON) -> JSON:
@@ -240,19 +278,23 @@ def _kernels(flags: list[str]) -> str:
 
 
 def main() -> int:
-    """Writes README.md and the picture, or says whether README.md is up to date."""
+    """Writes the documents and the picture, or says which documents are not up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the README is another")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a document is another")
     options = parser.parse_args()
-    document = README.read_text(encoding="utf-8")
     try:
-        made = rewritten(document, {name: make() for name, make in PARTS.items()})
+        found = {document: made(document) for document in DOCUMENTS}
         if options.check:
-            return 0 if made == document else 1
+            if other := stale():
+                sys.stderr.write(f"warning: measured with another bundle than the shipped one: {', '.join(other)}\n")
+            old = [path.name for path, text in found.items() if path.read_text(encoding="utf-8") != text]
+            sys.stderr.write("".join(f"{name} is not up to date: python -m benchmarks.readme\n" for name in old))
+            return 1 if old else 0
         from benchmarks.plots import draw
 
         draw({"demo, 4 steps": read_report(ROOT / DEMO)}, PICTURE)
-        write_file(README, made.encode())
+        for document, text in found.items():
+            write_file(document, text.encode())
     except S2FError as error:
         sys.stderr.write(f"readme: error [{error.code}]: {error}\n")
         return error.code

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import gate
 from benchmarks.readme import GATE, ROOT
-from runtime.errors import CODES
+from runtime import bench
+from runtime.errors import CODES, BackendFailed
 
 BUSY, SLOWER = CODES["NotJudged"], CODES["Slower"]
 
@@ -28,9 +33,64 @@ def test_what_was_not_judged_is_run_again(statuses: list[int], again: int, ended
     assert gate.until_judged(lambda: next(runs), again) == ended
 
 
-def test_only_slowed_builds_are_run_again() -> None:
-    assert [kind for kind, again in gate.AGAIN.items() if again] == ["slowed"]
-    assert gate.AGAIN["slowed"] == 5
+@pytest.mark.parametrize(("kind", "ended"), [("slowed", (SLOWER, 3)), ("same_build", (BUSY, 1)), ("busy", (BUSY, 1))])
+def test_only_slowed_builds_are_run_again(kind: str, ended: tuple[int, int], tmp_path: Path) -> None:
+    base, out, statuses = baseline(), tmp_path / "run.json", iter([BUSY, BUSY, SLOWER])
+
+    def once() -> int:
+        out.write_text(json.dumps(base), encoding="utf-8")
+        return next(statuses)
+
+    found = gate.judged(kind, out, base, once)
+    assert (found["status"], found["tries"]) == ended
+    assert (found["kind"], found["judged"], found["ratio"]["value"]) == (kind, True, 1.0)
+
+
+@pytest.mark.parametrize(("status", "writes"), [(0, False), (42, True), (-9, False)])
+def test_a_run_that_measured_nothing(
+    status: int, writes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run.json"
+    out.write_text("of the run before", encoding="utf-8")
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert not out.exists()
+        if writes:
+            out.write_text("{}", encoding="utf-8")
+        return subprocess.CompletedProcess(command, status, "", "the reason")
+
+    monkeypatch.setattr(gate.bench, "wait_for_quiet", lambda _: None)
+    monkeypatch.setattr(gate.subprocess, "run", run)
+    with pytest.raises(BackendFailed, match="the reason"):
+        gate.child("same_build", out, 0.3)
+
+
+def test_a_run_is_as_the_baseline_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, asked = baseline(), []
+    base["settings"].update(device="cpu", precision="int8", threads=1, steps=4, prepared=False)
+    monkeypatch.setattr(gate.cli, "main", lambda arguments: asked.append(arguments) or 0)
+    monkeypatch.setenv("S2F_CACHE", "the user's")
+    with gate.own_cache(base):
+        own = Path(os.environ["S2F_CACHE"])
+        assert not list(own.iterdir())
+        assert gate.held(base, "--device=openvino") == 0
+    assert os.environ["S2F_CACHE"] == "the user's"
+    assert not own.exists()
+    assert {"--device=cpu", "--precision=int8", "--threads=1", "--steps=4"} < set(asked[0])
+    assert asked[0][-1] == "--device=openvino"
+
+
+def test_a_prepared_baseline_needs_a_prepared_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, asked = baseline(), []
+    base["settings"].update(device="cpu", prepared=True)
+    monkeypatch.setattr(gate, "prepare", lambda _, device, __: asked.append(device))
+    with gate.own_cache(base):
+        assert asked == ["cpu"]
+
+
+def baseline() -> dict[str, Any]:
+    found: dict[str, Any] = bench.read_report(next(gate.BASELINES.glob("*.json")))
+    return found
 
 
 def test_the_counts_are_those_of_the_runs() -> None:

@@ -5,7 +5,9 @@ Prints the tables, and writes OUT.json and OUT.md. `--from OUT.json` makes the t
     floor = max(operations of matrix work / peak of their precision, bytes / bandwidth of copies in cache)
 
 Peak and bandwidth are measured in the same run (`benchmarks.floor.peaks`). The bandwidth is that of a cache, because
-weights and activations of these graphs fit into one; where they do not, a floor is too low, never too high.
+weights and activations of these graphs fit into one. The floor is an estimate and may be off either way: too low where
+they do not fit, or where no convolution reaches the peak of square products; too high where activations lie in a nearer
+cache than the copies, or where a convolution needs fewer operations than are counted (Winograd).
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ class Ours:
             "seconds": round(time.monotonic() - begin, 2),
             "threads": self._pipeline.threads,
             "precision": self._pipeline.precision,
+            "prepared": self._pipeline.prepared,
         }
         return {**about, "parity_db": round(check_parity(task, self), 2)} if self._precision == "fp32" else about
 

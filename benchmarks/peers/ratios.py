@@ -1,7 +1,8 @@
 """What the arena's rounds amount to: ratios of paired rounds with intervals, and goals with verdicts.
 
 Two ratios to every peer: of the fastest of ours, in whichever precision, and of the fastest of ours in the peer's own
-precision. The first is what a caller gains, the second what our work gains.
+precision. The first is what a caller gains, the second what our work gains. The fastest of ours is chosen by the very
+rounds the ratio is of, so among arms that are nearly as fast the luckiest is taken: the interval does not cover that.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ TOLD, UNKNOWN = "told, not judged", "not measured"
 
 
 def summarise(contest: JSON) -> JSON:
-    """Of one contest: `base`, the fastest of ours; per arm its median, the rounds taken, how many times as long as
-    `base` it takes (`times`), and as the fastest of ours in its precision (`equal`, whose name is `equal_to`).
+    """Of one contest: `base`, the fastest of ours; per arm whether it is that, its median, the rounds taken, how many
+    times as long as `base` it takes (`times`), and as the fastest of ours in its precision (`equal`, named `equal_to`).
 
     Empty where nothing of ours was measured.
     """
@@ -164,7 +165,7 @@ def _line(contest: JSON, name: str, base: str) -> JSON:
     arm = arms[name]
     found, equal = times(arms[base], arm), fastest(contest, arm["precision"]) if arm["precision"] else None
     same = found if equal == base else None if equal is None else times(arms[equal], arm)
-    return {**spread(arm), "times": found, "equal_to": equal, "equal": same}
+    return {**spread(arm), "base": name == base, "times": found, "equal_to": equal, "equal": same}
 
 
 def spread(arm: JSON) -> JSON:

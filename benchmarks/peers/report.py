@@ -24,6 +24,7 @@ __all__ = [
     "read",
     "summarise",
     "threads_in_words",
+    "times_in_words",
     "wanted_in_words",
 ]
 
@@ -98,13 +99,13 @@ def _table(report: JSON, contest: JSON) -> str:
         line, arm, about = found[name], contest["arms"][name], report["arms"][name]
         spread = f"{line['rounds']}: {line['least']:.1f}–{line['most']:.1f}"
         spread += f" ({line['dirty']} dirty)" if line["dirty"] else ""
-        equal = "—" if name == line["equal_to"] else _times(line["equal"])
+        equal = "—" if name == line["equal_to"] else times_in_words(line["equal"])
         cells = [
             f"**{name}**" if name == summary["base"] else name,
             arm["precision"],
             f"{line['p50']:.1f}",
             spread,
-            "—" if name == summary["base"] else _times(line["times"]),
+            "—" if name == summary["base"] else times_in_words(line["times"]),
             f"{equal} {line['equal_to']}" if equal not in ("", "—") else equal,
             *quality_in_words(arm, about),
             str(about["steps"]),
@@ -136,7 +137,7 @@ def _goals_table(report: JSON, contest: JSON) -> str:
             quality.append(", ".join(filter(None, quality_in_words(arm, report["arms"][name]))) if arm else "")
         verdict = goal["verdict"] if goal["verdict"] in ("met", TOLD) else f"**{goal['verdict']}**"
         wanted = wanted_in_words(goal["wanted"])
-        cells = [goal["ours"], goal["peer"], "; ".join(goal["compared"]), wanted, _times(goal["times"])]
+        cells = [goal["ours"], goal["peer"], "; ".join(goal["compared"]), wanted, times_in_words(goal["times"])]
         rows.append(f"| {' | '.join([*cells, *quality, verdict])} |")
     return "\n".join([*rows, "", *_verdicts(found)])
 
@@ -171,7 +172,8 @@ def quality_in_words(arm: JSON, about: JSON) -> list[str]:
     return ["identical" if quality["identical"] else f"{quality['psnr_db']:.1f}", f"{quality['cosine']:.5f}"]
 
 
-def _times(found: JSON | None) -> str:
+def times_in_words(found: JSON | None) -> str:
+    """A ratio with its interval; empty where there is none."""
     return "" if found is None else f"{found['value']:.2f} ({found['low']:.2f}–{found['high']:.2f})"
 
 
@@ -209,6 +211,7 @@ def _notes(report: JSON) -> str:
         "where nothing else is said, batch 1, from six seconds of PCM in memory to uint8 pixels in memory",
         "ratios: of medians over paired rounds, with a 95 % interval by bootstrap; PSNR and cosine: portraits of the "
         "same seeds against float32 (ours on the CPU)",
+        "the fastest of ours is chosen by the rounds its ratios are of; the intervals do not cover the choice",
         f'"{EQUAL}": the fastest of ours in the peer\'s precision; "{ENGINE}": ours and the peer by hand on one '
         f'engine; "{OWN}": two precisions of ours on one device',
         'met: the whole interval is above what is wanted; missed: the ratio is below it, "within the interval" where '

@@ -1,10 +1,10 @@
 """Graphs as ONNX Runtime has optimised them for this processor, kept by `s2f prepare`: where they lie, and as what.
 
 Most of the time a session takes to open is for optimising, and most of its memory is for weights: those of a bundle are
-half as wide as what they are computed in, so they are converted, and copied, in each process. An optimised graph has
+narrower than what they are computed in, so they are converted, and copied, in each process. An optimised graph has
 them ready in a file of its own, which ONNX Runtime maps; processes share it, and what is not touched is not read. The
 layouts in it are those of one processor, so it is made where it runs. `benchmarks.cold` measures what that gains. With
-its weights inside, such a graph opens more slowly than the bundle's and takes more memory: it is twice as large.
+its weights inside, such a graph opens more slowly than the bundle's and takes more memory: it is larger.
 
 The graph itself is an entry of the cache, handed over as verified bytes. The weights are its bare file: their sha256 is
 looked at first, and ONNX Runtime opens the file by name. Who could change it in between could change the cache. Files
