@@ -23,14 +23,14 @@ from calibration.layers import Layer, float_graphs, layers_of
 from calibration.notebook import Notebook
 from calibration.plan import Sensitivity, operations_of, search, sensitivity_of, worst_first
 from calibration.quality import Drawn, Gate, Quality, compare
-from calibration.quantise import FAMILIES, quantise
+from calibration.quantise import quantise, spans
 from calibration.ranges import METHODS, Range
 from calibration.sampler import Pair, Sampler, open_graph
 from calibration.speech import KINDS, Clips
 from runtime.bundle import STAGES, Bundle
 from runtime.doctor import package_versions
-from runtime.errors import BackendFailed
 from runtime.portrait import psnr
+from runtime.variants import FAMILIES
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ KEPT_EVERY = 16  # portraits, between two notes for an interrupted run
 TRIALS = 16  # pairs by which methods and plans are chosen
 ALONE = 8  # of them, for the sensitivity of a single layer
 GATE_SEED = 1 << 32  # seeds of the gate begin here, so that none was calibrated on
+NOTHING = "no layer can be quantised without missing the gate of the search: give better recordings, or train longer"
 STRICTER = Gate(psnr=33.0, cosine=0.985, growth=1.45, pairs=TRIALS)
 """The gate of the search: plans are chosen by few pairs of voices that were calibrated on, so they need some margin."""
 
@@ -54,7 +55,7 @@ class Options:
     may be quantised though they are kept by default.
     """
 
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = tuple(FAMILIES)
     portraits: int = 128
     pairs: int = 256
     seed: int = 0
@@ -87,11 +88,13 @@ class Result:
 @dataclass(frozen=True)
 class Calibration:
     """All that a calibration found. `stored`: what storing the weights of the float graphs small did to the portraits;
+    `groups`: PSNR of the portraits in dB, one per pair, if all layers of a group are quantised, by "stage: group";
     `dead`: layers that stay in float32 because all they read was zero.
     """
 
     layers: Mapping[str, tuple[Layer, ...]]
     sensitivities: Mapping[str, Sensitivity]
+    groups: Mapping[str, tuple[float, ...]]
     results: tuple[Result, ...]
     stored: Quality
     reference: Drawn
@@ -114,6 +117,7 @@ def calibrate(
     plans = {family: bench.methods(family, *known) for family in options.families}
     first = options.families[0]
     found = bench.sensitivities(first, plans[first], trials[:ALONE], notebook=notebook, bar=bar)
+    groups = bench.groups(first, plans[first], trials[:ALONE], bar)
     judge = Judge.shipped()
     order = worst_first(found)
     for family in bar(options.families, "plans"):
@@ -123,7 +127,7 @@ def calibrate(
     results = [bench.judged(family, plans[family], judged, judge) for family in bar(options.families, "gate")]
     stored = compare(judged[1], bench.draw(pairs, {}), judge)
     layers = {stage: tuple(every) for stage, every in bench.layers.items()}
-    return Calibration(layers, found, tuple(results), stored, judged[1], bench.dead(), tuple(pairs))
+    return Calibration(layers, found, groups, tuple(results), stored, judged[1], bench.dead(), tuple(pairs))
 
 
 def split(clips: Clips) -> tuple[Clips, Clips]:
@@ -218,12 +222,12 @@ class _Bench:
         return self._truth.draw(pairs) if pairs else _nothing(self._bundle)
 
     def dead(self) -> tuple[Layer, ...]:
-        """The layers that read nothing but zeros."""
+        """The layers that read nothing but zeros, or as good as that."""
         return tuple(
             layer
             for stage, layers in self.layers.items()
             for layer in layers
-            if self._seen.tensors[stage][layer.source].extremes == (0.0, 0.0)
+            if not spans(self._seen.tensors[stage][layer.source].extremes)
         )
 
     def ranges(self, stage: str, method: str) -> dict[str, Range]:
@@ -259,14 +263,14 @@ class _Bench:
         self, family: str, plan: Plan, trials: Sequence[Pair], *, notebook: Notebook, bar: Bar[Any]
     ) -> dict[str, Sensitivity]:
         """Each layer alone in eight bits, those that are kept by default too, by "stage: name"."""
-        kept = json.loads(notebook.read("sensitivities.json") or b"{}")
+        kept, steps = _noted(notebook), self._bundle.manifest.default_steps
         every = [(stage, layer) for stage in STAGES for layer in self.layers[stage]]
         dead, found = set(self.dead()), {}
         floats = self.draw(trials, {})
         for stage, layer in bar(every, "layers"):
             if layer in dead:
                 continue
-            operations = operations_of(layer, self._seen)
+            operations = operations_of(layer, self._seen) * (steps if stage == "unet" else 1)
             if str(layer) in kept:
                 values = kept[str(layer)]
                 found[str(layer)] = Sensitivity(layer, operations, tuple(values["psnr"]), values["damage"])
@@ -276,6 +280,19 @@ class _Bench:
             found[str(layer)] = one
             kept[str(layer)] = {"psnr": one.psnr, "damage": one.damage}
             notebook.write("sensitivities.json", json.dumps(kept).encode())
+        return found
+
+    def groups(self, family: str, plan: Plan, trials: Sequence[Pair], bar: Bar[Any]) -> dict[str, tuple[float, ...]]:
+        """Each group of layers together in eight bits, those that are kept by default too."""
+        members: dict[tuple[str, str], set[str]] = {}
+        for stage, layers in self.layers.items():
+            for layer in layers:
+                members.setdefault((stage, layer.group), set()).add(layer.name)
+        floats, found = self.draw(trials, {}), {}
+        for (stage, group), names in bar(members.items(), "groups"):
+            drawn = self.draw(trials, {stage: self.quantised(family, stage, plan.methods[stage], names)})
+            pairs = zip(floats.images, drawn.images, strict=True)
+            found[f"{stage}: {group}"] = tuple(psnr(a, b) for a, b in pairs)
         return found
 
     def search(
@@ -294,12 +311,7 @@ class _Bench:
             return STRICTER.misses(compare(reference, drawn, judge))
 
         names = search([name for name in order if name in usable], misses)
-        if names is None:
-            raise BackendFailed(
-                f"No layer can be quantised for {family} without missing the gate. Look at the layers with --verbose; "
-                "give more and better recordings, or train longer"
-            )
-        return plan_of(names)
+        return plan_of(names or ())
 
     def graphs(self, family: str, plan: Plan) -> dict[str, bytes]:
         """The stages of which a plan quantises something."""
@@ -318,8 +330,20 @@ class _Bench:
             dict.fromkeys(STAGES, "minmax"), {s: frozenset(x.name for x in ls) for s, ls in self.layers.items()}
         )
         plain = compare(pairs[1], self.draw(pairs[0], self.graphs(family, every)), judge)
-        misses = Gate(pairs=self._options.pairs).misses(quality)
+        misses = Gate(pairs=self._options.pairs).misses(quality) if graphs else [NOTHING]
         return Result(family, graphs, plan, quality, tuple(misses), drawn, plain)
+
+
+def _noted(notebook: Notebook) -> dict[str, Any]:
+    """What was kept of single layers; what cannot be read is measured again."""
+    try:
+        kept = json.loads(notebook.read("sensitivities.json") or b"{}")
+        return {
+            name: {"psnr": list(map(float, one["psnr"])), "damage": float(one["damage"])} for name, one in kept.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        log.warning("sensitivities.json cannot be read; its layers are measured again")
+        return {}
 
 
 def _watched(model: ModelProto, layers: Sequence[Layer]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.errors import BackendMissing, GateMissed, InvalidArgument, OutputUnwritable, S2FError
 from runtime.pipeline import shipped_bundle
+from runtime.variants import FAMILIES
 
 if TYPE_CHECKING:
     from calibration.run import Outcome
@@ -22,7 +23,6 @@ RESPECT = (
 )
 NEEDED = ("onnx", "onnxruntime", "safetensors", "matplotlib", "tqdm")
 STORES = ("as-is", "int8")
-FAMILIES = ("int8-x86", "int8-tensorrt")
 METHODS = ("auto", "minmax", "percentile", "entropy")
 INTERRUPTED = 130
 
@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"s2f-calibrate: error [{OutputUnwritable.code}]: {error}; choose another folder with -o\n")
         return OutputUnwritable.code
     except KeyboardInterrupt:
-        sys.stderr.write("s2f-calibrate: interrupted; no bundle was written, the same command goes on from here\n")
+        sys.stderr.write(
+            "s2f-calibrate: interrupted; what stands there is whole, and the same command goes on from here\n"
+        )
         return INTERRUPTED
     sys.stdout.write(outcome.summary)
     return GateMissed.code if outcome.left_out else 0
@@ -128,7 +130,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("-v", "--verbose", action="store_true", help="also say what is chosen and left out")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -159,7 +159,8 @@ def _halves(model: ModelProto, node: NodeProto, sides: list[str], makers: Mappin
     """Two convolutions and their sum, named after the one they stand for; that one where its halves are not known."""
     weight = weight_of(model, node.input[1])
     first = _channels(model, sides[0], makers)
-    if first is None or not 0 < first < weight.shape[1]:
+    grouped = any(attribute.name == "group" and attribute.i != 1 for attribute in node.attribute)
+    if grouped or first is None or not 0 < first < weight.shape[1]:
         return [node]
     made = []
     for index, part in enumerate((weight[:, :first], weight[:, first:])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from runtime.errors import OutputUnwritable
 from runtime.output import write_file
+
+log = logging.getLogger(__name__)
 
 KEY = "command.json"
 
@@ -23,12 +26,18 @@ class Notebook:
         wanted = json.dumps(what, sort_keys=True).encode()
         self.resumed = self.folder.is_dir() and self.read(KEY) == wanted
         if not self.resumed:
+            if self.folder.exists() and self.read(KEY) is None:
+                raise OutputUnwritable(
+                    f"{self.folder} is in the way: it is no calibration's. Remove it, or give another -o"
+                )
             self.remove()
             try:
                 self.folder.mkdir(parents=True)
             except OSError as error:
                 raise OutputUnwritable(f"{self.folder} cannot be made: {error.strerror or error}") from error
             self.write(KEY, wanted)
+        else:
+            log.info("going on with what %s holds", self.folder)
 
     def read(self, name: str) -> bytes | None:
         """A piece, None where it is not there."""

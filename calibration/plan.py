@@ -18,8 +18,8 @@ from runtime.portrait import psnr
 class Sensitivity:
     """What one layer alone does when it is quantised.
 
-    `operations`: multiply-adds of one run of its graph; `psnr`: of the portraits, dB, one per pair; `damage`: their
-    mean squared error.
+    `operations`: multiply-adds of a portrait at the default steps; `psnr`: of the portraits, dB, one per pair;
+    `damage`: their mean squared error.
     """
 
     layer: Layer

@@ -12,10 +12,8 @@ from calibration.calibrate import Result
 from calibration.layers import layers_of, smaller_stored
 from export import fuse, simplify
 from export.writer import write_bundle
-from runtime.bundle import STAGES, Bundle, FileRef, Variant, sha256_hex
+from runtime.bundle import STAGES, Bundle, FileRef, Manifest, Stage, Variant, sha256_hex
 from runtime.variants import multiplies_int8
-
-HEADING = "## Eight bits"
 
 
 def stored_small(bundle: Bundle) -> Bundle:
@@ -38,10 +36,13 @@ def stored_small(bundle: Bundle) -> Bundle:
 
 
 def gate_word(result: Result) -> str:
-    """What the manifest says of a variant: an x86 one can be judged only where integers are multiplied as there."""
-    if result.family == "int8-x86" and not multiplies_int8():
-        return "unverified"
-    return "missed" if result.misses else "passed"
+    """What the manifest says of a variant. One that passed is verified only if it runs here as on its target: an x86
+    one where integers are multiplied as there, one for TensorRT nowhere, since ONNX Runtime drew everything.
+    """
+    if result.misses:
+        return "missed"
+    as_on_target = result.family == "int8-x86" and multiplies_int8()
+    return "passed" if as_on_target else "unverified"
 
 
 def publish(bundle: Bundle, results: Iterable[Result], target: Path, *, note: str, force: bool) -> str:
@@ -58,12 +59,21 @@ def publish(bundle: Bundle, results: Iterable[Result], target: Path, *, note: st
         quality = result.quality
         psnr, cosine = (float(values.mean()) if quality.pairs else 0.0 for values in (quality.psnr, quality.cosine))
         variants[result.family] = Variant(refs, gate_word(result), quality.pairs, round(psnr, 2), round(cosine, 5))
-    card = _card(bundle.model_card.decode(), note).encode()
-    name = bundle.manifest.model_card.file
-    manifest = dataclasses.replace(
-        bundle.manifest, variants=variants, model_card=FileRef(name, sha256_hex(card), len(card))
-    )
-    return write_bundle(target, manifest, {**files, name: card}, force=force)
+    manifest = dataclasses.replace(bundle.manifest, variants=variants)
+    card = bundle.model_card.decode()
+    for heading, text in (("Files", _files(manifest)), ("Eight bits", note)):
+        card = with_section(card, heading, text)
+    name, data = manifest.model_card.file, card.encode()
+    manifest = dataclasses.replace(manifest, model_card=FileRef(name, sha256_hex(data), len(data)))
+    return write_bundle(target, manifest, {**files, name: data}, force=force)
+
+
+def _files(manifest: Manifest) -> str:
+    """The table of all graphs, as an export's model card has it."""
+    variants = [ref for variant in manifest.variants.values() for ref in variant.stages.values()]
+    graphs: list[Stage | FileRef] = [*manifest.stages.values(), *variants]
+    rows = [f"| {one.file} | {one.size:,} | `{one.sha256}` |" for one in graphs]
+    return "\n".join(["| file | bytes | sha256 |", "|---|---|---|", *rows])
 
 
 def sizes(bundle: Bundle, result: Result) -> Mapping[str, int]:
@@ -71,9 +81,9 @@ def sizes(bundle: Bundle, result: Result) -> Mapping[str, int]:
     return {stage: len(result.graphs.get(stage, bundle.files[stage])) for stage in STAGES}
 
 
-def _card(card: str, note: str) -> str:
-    """The card with one section on eight bits, in place of an earlier one."""
-    before, found, after = card.partition(f"{HEADING}\n")
-    if found:
-        after = "".join(f"## {part}" for part in after.split("\n## ")[1:])
-    return f"{before.rstrip()}\n\n{HEADING}\n\n{note}\n" + (f"\n{after}" if after else "")
+def with_section(card: str, heading: str, text: str) -> str:
+    """A Markdown text with a section of that heading, in the place of the one it has, or at its end."""
+    before, found, after = card.partition(f"## {heading}\n")
+    rest = after.partition("\n## ") if found else ("", "", "")
+    following = f"\n## {rest[2].lstrip()}" if rest[1] else ""
+    return f"{before.rstrip()}\n\n## {heading}\n\n{text.rstrip()}\n{following}"

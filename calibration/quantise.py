@@ -22,7 +22,6 @@ from calibration.layers import SMALL, Layer, channel_axis, weight_of
 from calibration.ranges import Range
 from export import simplify
 
-FAMILIES = ("int8-x86", "int8-tensorrt")
 PRODUCER = "s2f-edge"
 TINY = 1e-8  # a range this narrow is as good as none: its scale would be a denormal
 
@@ -37,7 +36,7 @@ def quantise(
     """
     work = ModelProto()
     work.CopyFrom(model)
-    names = {layer.name for layer in layers if layer.name in chosen and _spans(ranges.get(layer.source))}
+    names = {layer.name for layer in layers if layer.name in chosen and spans(ranges.get(layer.source))}
     taken = [node for node in work.graph.node if node.name in names]
     work = _for_x86(work, taken, ranges) if family == "int8-x86" else _for_tensorrt(work, taken, ranges)
     simplify.remove_unused(work)
@@ -94,7 +93,7 @@ def _for_tensorrt(model: ModelProto, taken: Sequence[NodeProto], ranges: Mapping
             continue
         side = 1 if node.output[0] in sums and node.input[1] not in results else 0
         name = node.input[side]
-        if node.output[0] in sums and (name in results or not _spans(ranges.get(name))):
+        if node.output[0] in sums and (name in results or not spans(ranges.get(name))):
             continue
         ahead = before.setdefault(node.output[0], [])
         if name not in made:
@@ -150,6 +149,6 @@ def _on_the_grid(model: ModelProto, layers: Sequence[Layer]) -> dict[str, int]:
     return found
 
 
-def _spans(span: Range | None) -> bool:
-    """Whether a range holds something but zero."""
+def spans(span: Range | None) -> bool:
+    """Whether a range holds something but zero, or as good as that."""
     return span is not None and max(abs(span[0]), abs(span[1])) > TINY

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from calibration.calibrate import Calibration, Result
 from calibration.plan import Sensitivity, worst_first
 from calibration.quality import Quality
-from runtime.errors import OutputUnwritable
 from runtime.output import write_file
 from runtime.portrait import encode_marked
 
@@ -45,20 +44,18 @@ class Told:
 
 
 def write_report(folder: Path, found: Calibration, told: Told) -> None:
-    """Write all files of the report. Raises OutputUnwritable."""
+    """Write all files of the report into a folder that exists. Raises OutputUnwritable."""
     files = {
         "report.md": _markdown(found, told).encode(),
-        "layers.csv": _csv(_LAYER_COLUMNS, _layer_rows(found)),
+        "layers.csv": _csv((*_LAYER_COLUMNS, *(one.family for one in found.results)), _layer_rows(found)),
         "variants.csv": _csv(_VARIANT_COLUMNS, _variant_rows(found, told)),
         "report.json": _rows(_json(found, told)),
         "sensitivity.png": _sensitivity_plot(found),
         "steps.png": _steps_plot(found),
         **{f"portraits-{one.family}.jpg": _sheet(found, one) for one in found.results if one.quality.pairs},
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputUnwritable(f"{folder} cannot be made: {error.strerror or error}. Give --report") from error
+    for stale in folder.glob("portraits-*.jpg"):
+        stale.unlink()
     for name, data in files.items():
         write_file(folder / name, data)
 
@@ -137,6 +134,9 @@ def _markdown(found: Calibration, told: Told) -> str:
     if told.latency:
         lines += ["## Time", "", *_latency(told), ""]
     lines += ["## Layers", "", _SENSITIVITY, "", "![Each layer alone](sensitivity.png)", ""]
+    lines += [_GROUPS.format(found.results[0].family), ""]
+    rows = [(name, f"{np.mean(psnr):.1f}", f"{min(psnr):.1f}") for name, psnr in found.groups.items()]
+    lines += [*_table(("group", "PSNR, dB", "worst"), sorted(rows, key=lambda row: float(row[1]))), ""]
     for result in found.results:
         methods = ", ".join(f"{stage} {method}" for stage, method in result.plan.methods.items())
         counts = ", ".join(f"{len(result.plan.chosen[s])} of {len(found.layers[s])} in the {s}" for s in found.layers)
@@ -155,9 +155,11 @@ _LEGEND = (
     "growth: the same relative to the latent itself, which grows in any precision, because the noise that both share "
     "fades. “Everything”: what is kept in float32 by default is quantised too, ranges by min-max."
 )
+_GROUPS = "If all layers of a group are quantised and nothing else ({}):"
 _SENSITIVITY = (
-    "What each layer does to the portraits if it alone is quantised, sorted by damage per multiply-add: from the left "
-    "they are given back to float32 until the gate is met. Every number is in [layers.csv](layers.csv)."
+    "What each layer does to the portraits if it alone is quantised, as in the first variant, sorted by damage per "
+    "multiply-add: from the left they are given back to float32 until the gate is met. Every number is in "
+    "[layers.csv](layers.csv)."
 )
 
 
@@ -177,11 +179,9 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
-    """Rows may be longer than their columns: one more per family."""
-    rows = list(rows)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, *(f"variant_{i}" for i in range(max(map(len, rows), default=0) - len(columns)))])
+    writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue().encode()
 
@@ -217,6 +217,7 @@ def _json(found: Calibration, told: Told) -> dict[str, Any]:
             }
             for one in found.results
         },
+        "groups": {name: [round(x, 2) for x in psnr] for name, psnr in found.groups.items()},
         "layers": [
             {
                 **{"stage": one.layer.stage, "name": one.layer.name, "operations": one.operations},

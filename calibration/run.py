@@ -23,7 +23,7 @@ from runtime.backends import available
 from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, Bundle, read_bundle
 from runtime.doctor import package_versions
-from runtime.errors import GateMissed, S2FError
+from runtime.errors import BundleInvalid, DeviceUnavailable, GateMissed, OutputUnwritable
 from runtime.machine import cpu_flags, cpu_model, load_average, usable_cores
 from runtime.pipeline import Pipeline, read_for, settings_for
 from runtime.precision import SERVED
@@ -66,6 +66,7 @@ def run(job: Job, bar: Bar[Any]) -> Outcome:
     bundle = read_bundle(job.bundle)
     if bundle.manifest.variants:
         bundle = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, variants={}))
+    _check_report(job.report)
     check_also(bundle, job.options.also)
     small = stored_small(bundle) if job.store == "int8" else bundle
     heard, held = _clips(job)
@@ -74,11 +75,12 @@ def run(job: Job, bar: Bar[Any]) -> Outcome:
     found = calibrate(small, bundle, heard, held, job.options, notebook=notebook, bar=bar)
     told = [one for one in found.results if job.keep_missed or gate_word(one) != "missed"]
     if told:
-        publish(small, told, job.target, note=_note(found, told, heard), force=job.force)
+        publish(small, told, job.target, note=_note(found, told, held), force=job.force)
     latency = measure(job.target) if told else {}
     write_report(job.report, found, _told(job, bundle, small, found=found, voices=(heard, held), latency=latency))
     notebook.remove()
     lines = [f"{one.family}: {_verdict(one, one in told)}" for one in found.results]
+    lines += [f"{layer} stays in float32: all it reads is zero" for layer in found.dead]
     if not told:
         problem = "No variant keeps the portraits, so no bundle was written. "
         raise GateMissed(
@@ -86,6 +88,14 @@ def run(job: Job, bar: Bar[Any]) -> Outcome:
         )
     shown = "\n".join([*lines, f"{job.target}: written; {job.report / 'report.md'} says how it was judged"])
     return Outcome(f"{shown}\n", len(told) < len(found.results))
+
+
+def _check_report(folder: Path) -> None:
+    """Refuse a place for the report before minutes are spent on it. Raises OutputUnwritable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputUnwritable(f"{folder} cannot be made: {error.strerror or error}. Give --report") from error
 
 
 def measure(folder: Path) -> dict[tuple[str, str, int], float]:
@@ -99,7 +109,7 @@ def measure(folder: Path) -> dict[tuple[str, str, int], float]:
             arms: dict[tuple[str, str, int], Pipeline] = {}
             for device in sorted(devices):
                 for precision in SERVED[device]:
-                    with contextlib.suppress(S2FError):  # a precision the processor or the bundle does not have
+                    with contextlib.suppress(DeviceUnavailable, BundleInvalid):  # processor or bundle does not have it
                         settings = settings_for(manifest, device, threads, precision)
                         opened = Pipeline(read_for(folder, settings), settings)
                         arms[device, precision, threads] = stack.enter_context(opened)
@@ -133,11 +143,11 @@ def _verdict(one: Result, written: bool) -> str:
     return said + missed + ("" if written else "; not in the bundle")
 
 
-def _note(found: Calibration, results: list[Result], heard: Clips) -> str:
+def _note(found: Calibration, results: list[Result], held: Clips) -> str:
     """The section of the model card."""
     lines = [
         "Beside the float32 graphs there are variants that compute in eight bits. Each was compared with the float32 "
-        f"portraits of voices it was not calibrated on ({len(heard.windows)} recordings):",
+        f"portraits of other recordings than it was calibrated on ({len(held.windows)} of them):",
         "",
         *(f"- {one.family}: {_verdict(one, True)}" for one in results),
     ]
@@ -145,8 +155,8 @@ def _note(found: Calibration, results: list[Result], heard: Clips) -> str:
         mean, least = found.stored.psnr.mean(), found.stored.psnr.min()
         lines += [
             "",
-            "The weights of the float32 graphs are stored in eight bits per output channel; that alone changes their "
-            f"portraits by {mean:.1f} dB PSNR on average ({least:.1f} at worst).",
+            "The weights of the float32 graphs are stored in eight bits per output channel, which alone moves their "
+            f"portraits a little: PSNR {mean:.1f} dB to those before on average ({least:.1f} at worst).",
         ]
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ from .arguments import integer, is_integer, seconds, seeds, within
 from .audio import HIGHEST_RATE, LOWEST_RATE, Speech, load_speech
 from .backends import Settings, open_executor, select, settle
 from .bundle import Bundle, Manifest, StepTable, read_bundle, read_manifest
-from .errors import BackendFailed, BundleNotFound, Closed
+from .errors import BackendFailed, BundleNotFound, Closed, InvalidArgument
 from .executor import Clock, Executor, Work
 from .gate import Gate, detector
 from .intake import MAX_CHANNELS, Intake
@@ -93,7 +93,17 @@ class Pipeline:
     """A loaded bundle on one device. Threads may share it: calls wait for each other. Close it, or use it in `with`."""
 
     def __init__(self, bundle: Bundle, settings: Settings) -> None:
-        """Open the graphs of a verified bundle; `load` is the usual way here. The bytes are not kept."""
+        """Open the graphs of a verified bundle; `load` is the usual way here. The bytes are not kept.
+
+        Raises InvalidArgument where the bundle was not read for these settings (`read_for`).
+        """
+        wanted = variant_for(settings.device, settings.precision, bundle.manifest)
+        if settings.precision != "auto" and bundle.variant != wanted:
+            own = "the bundle's own graphs"
+            raise InvalidArgument(
+                f"{settings.precision} on {settings.device} draws with {wanted or own}, but the bundle was read with "
+                f"{bundle.variant or own}. Read it with read_for."
+            )
         self.manifest: Manifest = bundle.manifest
         self.identity: str = bundle.identity
         self.device: str = settings.device

@@ -10,8 +10,6 @@ from graph_factory import SIZE, conv, graph, node, norm_net, normal, pictures, r
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("calibration.quality", reason="written elsewhere; drop this line once it is here")
-
 from calibration.activations import Activations, observable
 from calibration.layers import layers_of
 from calibration.plan import Sensitivity, operations_of, search, sensitivity_of, worst_first

@@ -221,7 +221,7 @@ def test_nothing_is_left_after_the_last_page(tmp_path):
 
 def test_a_notebook_that_cannot_be_kept(tmp_path):
     (tmp_path / ".bundle.calibration").write_bytes(b"a file, and somebody else's")
-    with pytest.raises(OutputUnwritable, match=r"\.bundle\.calibration cannot be made"):
+    with pytest.raises(OutputUnwritable, match=r"\.bundle\.calibration is in the way"):
         Notebook(tmp_path / "bundle", WHAT)
     assert (tmp_path / ".bundle.calibration").is_file()
 
