@@ -233,3 +233,30 @@ def test_the_report_can_be_made_without_a_measurement(bundle, speech, tmp_path, 
     monkeypatch.setattr(run, "measure", lambda folder: {})
     assert main([str(bundle), "--data", str(speech), "-o", str(tmp_path / "out"), "--family", "int8-x86", *FEW]) == 0
     assert "## Time" not in (tmp_path / "out-report" / "report.md").read_text(encoding="utf-8")
+
+
+def test_other_recordings_can_judge(bundle, speech, tmp_path):
+    check = tmp_path / "check"
+    check.mkdir()
+    for index, pcm in enumerate(np.random.default_rng(7).normal(0, 0.1, (3, 96000)).astype(np.float32)):
+        soundfile.write(check / f"{index}.wav", pcm, 16000)
+    known = next(path for path in sorted(speech.iterdir()) if path.suffix in (".flac", ".wav"))
+    shutil.copy(known, check)  # was calibrated on, so it does not judge
+    one = [str(bundle), "--data", str(speech), "--check", str(check), "--family", "int8-x86", *FEW, "--keep-missed"]
+    assert main([*one, "-o", str(tmp_path / "out")]) == 0
+    assert read_manifest(tmp_path / "out")[0].variants["int8-x86"].pairs == 3 * 14  # 40 or more of three recordings
+
+
+def test_a_plan_that_keeps_nothing_is_a_miss_with_a_report(bundle, speech, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(calibrate, "STRICTER", calibrate.Gate(psnr=200.0))
+    options = ["--data", str(speech), "-o", str(tmp_path / "out"), "--family", "int8-x86", *FEW]
+    assert main([str(bundle), *options]) == CODES["GateMissed"]
+    assert calibrate.NOTHING in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert "given back to meet the gate" in (tmp_path / "out-report" / "layers.csv").read_text(encoding="utf-8")
+
+
+def test_the_command_knows_all_methods():
+    from calibration import cli, ranges
+
+    assert cli.METHODS == ("auto", *ranges.METHODS)

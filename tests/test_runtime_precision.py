@@ -161,3 +161,9 @@ def test_auto_without_a_passed_gate_is_float32(tiny: Path, monkeypatch: pytest.M
     settings = settings_for(read_manifest(add_variant(tiny, gate="missed"))[0], "cpu")
     with Pipeline(read_for(tiny, settings), settings) as pipeline:
         assert (pipeline.precision, pipeline.variant) == ("fp32", None)
+
+
+def test_a_pipeline_opens_what_its_settings_say(eight: Path) -> None:
+    for variant, asked in ((None, "int8"), ("int8-x86", "fp32")):
+        with pytest.raises(InvalidArgument, match="Read it with read_for"):
+            Pipeline(read_bundle(eight, variant), Settings("cpu", 1, asked))
