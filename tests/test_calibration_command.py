@@ -259,4 +259,4 @@ def test_a_plan_that_keeps_nothing_is_a_miss_with_a_report(bundle, speech, tmp_p
 def test_the_command_knows_all_methods():
     from calibration import cli, ranges
 
-    assert cli.METHODS == ("auto", *ranges.METHODS)
+    assert ("auto", *ranges.METHODS) == cli.METHODS
