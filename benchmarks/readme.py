@@ -174,8 +174,14 @@ def peers() -> str:
         f"{arena.times_in_words(goal['times'])}, wanted {arena.wanted_in_words(goal['wanted'])}, {goal['verdict']}"
         for some, words in zip(goals, columns, strict=True)
         for goal in some
-        if goal["verdict"] not in ("met", arena.TOLD, arena.UNKNOWN)
+        if goal["verdict"] not in ("met", arena.TOLD, arena.UNKNOWN, arena.UNSURE)
     ]
+    unsure = sum(goal["verdict"] == arena.UNSURE for some in goals for goal in some)
+    if unsure:
+        tables = PEERS.with_suffix(".md")
+        open_ends.append(
+            f"- {unsure} more are met, but their intervals reach below what is wanted ([all goals]({tables}))"
+        )
     unknown = dict.fromkeys(
         f"{goal['ours']} against {goal['peer']}" for some in goals for goal in some if goal["verdict"] == arena.UNKNOWN
     )

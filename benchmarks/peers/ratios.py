@@ -46,7 +46,7 @@ NOT_BEHIND = 0.95
 """Not to be behind is judged by this: nearer than 5 % is not told apart from run to run."""
 
 ANY, EQUAL, ENGINE, OWN = "fastest of ours", "equal precision", "same engine", "both ours"
-TOLD, UNKNOWN = "told, not judged", "not measured"
+TOLD, UNKNOWN, UNSURE = "told, not judged", "not measured", "not certain"
 
 
 def summarise(contest: JSON) -> JSON:
@@ -132,7 +132,7 @@ def verdict(found: JSON | None, wanted: float | None) -> str:
         return "not judged: too few rounds"
     if found["value"] < limit:
         return "missed" if found["high"] < limit else "missed, within the interval"
-    return "met" if found["low"] >= limit else "not certain"
+    return "met" if found["low"] >= limit else UNSURE
 
 
 def least(wanted: float) -> float:

@@ -8,7 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.gpu.parts import JSON
-from benchmarks.peers.ratios import ENGINE, EQUAL, OURS, OWN, TOLD, UNKNOWN, goals, least, measured, spread, summarise
+from benchmarks.peers.ratios import (
+    ENGINE,
+    EQUAL,
+    OURS,
+    OWN,
+    TOLD,
+    UNKNOWN,
+    UNSURE,
+    goals,
+    least,
+    measured,
+    spread,
+    summarise,
+)
 from runtime.errors import InvalidArgument
 
 __all__ = [
@@ -17,6 +30,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "TOLD",
     "UNKNOWN",
+    "UNSURE",
     "goals",
     "markdown",
     "plot",
