@@ -31,7 +31,7 @@ from tiny_bundle import DIFFUSION, SHORTCUT, write_tiny_bundle
 
 from calibration.activations import Activations, observable
 from calibration.layers import channel_axis, float_graph, float_graphs, layers_of, smaller_stored, split_concats
-from calibration.quantise import FAMILIES, quantise
+from calibration.quantise import quantise
 from calibration.smooth import smooth, smoothable
 from export import fuse, lint, simplify
 from runtime.audio import load_speech
@@ -39,6 +39,7 @@ from runtime.bench import synthetic_speech
 from runtime.bundle import STAGES, read_bundle
 from runtime.errors import BundleInvalid
 from runtime.pipeline import shipped_bundle
+from runtime.variants import FAMILIES
 
 X86, TENSORRT = FAMILIES
 
