@@ -50,7 +50,7 @@ STRICTER = Gate(psnr=33.0, cosine=0.985, growth=1.45, pairs=TRIALS)
 
 @dataclass(frozen=True)
 class Options:
-    """What the caller decides. `families`: of runtime.variants.FAMILIES; `portraits`: how many are drawn to observe; `pairs`:
+    """What the caller decides. `families`: of `runtime.variants`; `portraits`: how many are drawn to observe; `pairs`:
     voice × seed pairs of the gate, at least; `method`: one of METHODS or "auto"; `also`: parts of names of layers that
     may be quantised though they are kept by default.
     """
