@@ -77,8 +77,7 @@ def settings_for(
 
 def read_for(path: str | os.PathLike[str], settings: Settings) -> Bundle:
     """A verified bundle with the graphs that these settings open. Raises the BundleXxx errors."""
-    manifest = read_manifest(path)[0]
-    return read_bundle(path, variant_for(settings.device, settings.precision, manifest))
+    return read_bundle(path, variant_for(settings.device, settings.precision))
 
 
 def shipped_bundle() -> Path:
@@ -97,7 +96,7 @@ class Pipeline:
 
         Raises InvalidArgument where the bundle was not read for these settings (`read_for`).
         """
-        wanted = variant_for(settings.device, settings.precision, bundle.manifest)
+        wanted = variant_for(settings.device, settings.precision)
         if settings.precision != "auto" and bundle.variant != wanted:
             own = "the bundle's own graphs"
             raise InvalidArgument(

@@ -10,7 +10,7 @@ import logging
 
 from .bundle import Manifest
 from .errors import BundleInvalid, DeviceUnavailable, InvalidArgument
-from .variants import computes_bf16, family_for, multiplies_int8
+from .variants import FAMILIES, computes_bf16, family_for, multiplies_int8
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ def offers_int8(device: str, manifest: Manifest) -> bool:
     return family is not None and manifest.variants[family].gate == "passed" and multiplies_int8()
 
 
-def variant_for(device: str, precision: str, manifest: Manifest) -> str | None:
+def variant_for(device: str, precision: str) -> str | None:
     """The family whose graphs a device opens for a precision; None for the bundle's own. Engines hold theirs."""
-    return family_for(device, manifest.variants) if precision == "int8" and device not in PREPARED else None
+    if precision != "int8" or device in PREPARED:
+        return None
+    return next(family for family, devices in FAMILIES.items() if device in devices)

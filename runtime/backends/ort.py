@@ -5,8 +5,8 @@ threads, one works at a time, and a worker without work polls for `SPIN_MICROSEC
 when its call returns. Four steps end to end in ms, graphs with random weights, two cores (quiet / with one busy
 neighbour / CPU time burnt after the call): as here 47 / 100 / 0; no polling 49 / 93 / 0; polling until the call returns
 47 / 176 / 0; the library's default 109 / 265 / 45. Its process-wide pool reaches 47 / 175 / 37, but must be made before
-the host's first session: not for a library to decide. Polling for less (5 or 10 µs, or not at all) costs 7 to 28 % on
-a quiet machine and gains next to nothing beside neighbours; polling for 50 µs or more gains next to nothing when quiet.
+the host's first session: not for a library to decide. Polling for less was slower on
+a quiet machine without gaining beside neighbours, polling for longer slower beside neighbours.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def require(device: str) -> None:
 
 def can_have_cuda() -> bool:
     """False where the files of the package say that it has no CUDA provider, which is a library of its own. Imports
-    nothing: 17 MiB less in a process that draws with OpenVINO.
+    nothing, and a process that draws with OpenVINO holds one library.
     """
     if NAME in sys.modules:
         return True
